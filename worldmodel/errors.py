@@ -1,0 +1,39 @@
+"""Errors that a user can act on: each carries one sentence (what was given, what was expected, what to do)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the caller or of the machine's set-up; the command line prints its text and exits with code 2."""
+
+
+class EnvError(UserError):
+    """An environment that cannot be built, or that broke its contract (dead, hung, NaN, wrong shape)."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, foreign, or does not fit the run that asks for it."""
+
+
+class StorageError(UserError):
+    """A disk that is full, read-only or gone. The command line exits with code 75 (try again later)."""
+
+
+class DivergenceError(UserError):
+    """Too many non-finite updates in a row. The command line exits with code 70."""
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+    """The sentence for a name that does not exist, with the closest names that do.
+
+    >>> unknown("preset", "dmc.vison", ["dmc.vision", "atari100k"])
+    "unknown preset 'dmc.vison'; did you mean 'dmc.vision'? Known: atari100k, dmc.vision"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+    listed = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
+    return f"unknown {kind} {given!r}{hint} Known: {listed}"

@@ -1,0 +1,178 @@
+"""The seams: signatures only. Small abilities are runtime-checkable and feature-detected by ``isinstance``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
+
+from worldmodel.types import ArraySpec, Batch, EnvSpec, Prediction, Step, Update
+
+S = TypeVar("S")
+C = TypeVar("C")
+
+
+class WorldModel(Protocol[S]):
+    """A latent dynamics model. ``S`` is its own ``tree.struct``, opaque to everybody else."""
+
+    feature_dim: int
+
+    def initial(self, batch_size: int) -> S:
+        """The state before anything was seen, (B, ...)."""
+        ...
+
+    def observe(self, state: S, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor) -> S:
+        """Filter a sequence: (B, ...) state and (B, T, ...) data to states (B, T, ...). Acting is the same call with
+        T = 1. Where ``is_first``, state and previous action are forgotten."""
+        ...
+
+    def step(self, state: S, action: Tensor) -> S:
+        """One imagined step, (B, ...) and (B, A): the recurrence alone."""
+        ...
+
+    def predict(self, previous: S, action: Tensor, state: S) -> Prediction:
+        """Reward and continuation of arriving in ``state``, over any leading axes: what does not recur is predicted
+        for a whole rollout at once, so it stays out of ``step``."""
+        ...
+
+    def features(self, state: S) -> Tensor:
+        """(..., F) what policies, values and heads read."""
+        ...
+
+    def loss(self, batch: Batch, state: S) -> tuple[dict[str, Tensor], S]:
+        """Named losses, each (B, T), and the posterior states (B, T, ...), with gradient."""
+        ...
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """Can draw what a state looks like; enables dream videos."""
+
+    def decode(self, state: Any) -> dict[str, Tensor]:
+        """Image keys, float in [0, 1], (..., h, w, C)."""
+        ...
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """Can keep its state in replay, compactly, and come back from it."""
+
+    @property
+    def memory_spec(self) -> dict[str, ArraySpec]: ...
+    def pack(self, state: Any) -> dict[str, Tensor]:
+        """State to storable tensors of ``memory_spec``, any leading axes."""
+        ...
+
+    def unpack(self, memory: dict[str, Tensor]) -> Any: ...
+
+
+@runtime_checkable
+class Uncertain(Protocol):
+    """Knows how unsure it is; enables COPlanner and penalties."""
+
+    def disagreement(self, state: Any, action: Tensor) -> Tensor:
+        """(B,)"""
+        ...
+
+
+@runtime_checkable
+class Forks(Protocol):
+    """Can share a prefix (a KV cache) among candidates instead of copying it."""
+
+    def fork(self, state: Any, n: int) -> Any: ...
+
+
+class Agent(Protocol[C]):
+    """Acts and learns. ``C`` is the carry of N environments, a pytree with leading N."""
+
+    @property
+    def memory_spec(self) -> dict[str, ArraySpec]:
+        """What replay shall keep beside each step; {} for nothing."""
+        ...
+
+    def initial(self, num_envs: int) -> C: ...
+    def act(self, carry: C, step: Step, *, explore: bool) -> tuple[Tensor, C]:
+        """Actions (N, A) for the observations of now; ``explore=False`` takes the mode."""
+        ...
+
+    def memory(self, carry: C) -> dict[str, Tensor]:
+        """(N, ...) what replay shall keep of the step just acted on."""
+        ...
+
+    def learn(self, batch: Batch) -> Update: ...
+    def report(self, batch: Batch) -> dict[str, Tensor]:
+        """Pictures and slow metrics; names that start with "video/" are uint8 (T, h, w, 3)."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that learning needs to go on bit for bit, flat: "model/...", "optim/...", "norm/...", "rng/..."."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class EnvPool(Protocol):
+    """N environments stepped together. After ``is_last`` the next ``step`` ignores that row's action and returns the
+    first observation of a new episode (reward 0, ``is_first``): final observations are never lost."""
+
+    @property
+    def spec(self) -> EnvSpec: ...
+    @property
+    def num_envs(self) -> int: ...
+    def reset(self, seed: int) -> Step: ...
+    def step(self, action: Tensor) -> Step:
+        """(N, A) float32 on any device -> Step on the CPU, whose tensors are the caller's to keep."""
+        ...
+
+    def render(self, index: int = 0) -> Any:
+        """uint8 (h, w, 3) numpy array of environment ``index``, or None."""
+        ...
+
+    def get_state(self) -> list[dict[str, Any]] | None:
+        """One state per environment where all of them can be cloned, else None."""
+        ...
+
+    def set_state(self, state: list[dict[str, Any]]) -> None: ...
+    def stats(self) -> dict[str, float]:
+        """Counters for the log: "restarts", "truncated_by_fault"."""
+        ...
+
+    def close(self) -> None:
+        """Returns within 5 seconds, always."""
+        ...
+
+
+class Replay(Protocol):
+    """What was lived. Counters are decisions, reset steps included."""
+
+    def add(self, step: Step, action: Tensor, memory: Mapping[str, Tensor]) -> None:
+        """Append one step of all N environments; ``action`` (N, A) was chosen after seeing ``step``."""
+        ...
+
+    def sample(self) -> Batch: ...
+    def write_back(self, batch: Batch, update: Update) -> None:
+        """Store fresh memory and priorities over the steps of ``batch``; rows overwritten since are skipped."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a batch can be drawn."""
+        ...
+
+    @property
+    def total_steps(self) -> int:
+        """Decisions ever added, over all environments."""
+        ...
+
+    def __len__(self) -> int:
+        """Steps held now."""
+        ...
+
+    def stats(self) -> dict[str, float]: ...
+    def save(self, folder: Path, previous: Path | None = None) -> None:
+        """Write everything, RNG included, into ``folder``; unchanged files are hard-linked from ``previous``."""
+        ...
+
+    def load(self, folder: Path) -> None: ...

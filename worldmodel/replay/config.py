@@ -1,0 +1,39 @@
+"""Numbers of the replay buffer; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """How much is remembered and how it is drawn."""
+
+    capacity: int = 1_000_000
+    """Steps held over all environments; the oldest go first."""
+    batch_size: int = 16
+    """Sequences per batch (B)."""
+    length: int = 64
+    """Steps per sequence (T), the context step not counted."""
+    sampler: Literal["uniform", "prioritized"] = "uniform"
+    """Start positions: every one alike, or by the agent's priorities."""
+    online_fraction: float = 1.0
+    """Share of a batch's rows that may come from the online queue (fresh, non-overlapping sequences, each consumed once
+    before older data is drawn); 0 switches the queue off."""
+    priority_exponent: float = 0.8
+    """Priorities are raised to this power."""
+    memory_budget: float = 0.5
+    """Hard cap: the share of the free memory of the device that holds it that may be taken at full capacity."""
+    device: Literal["auto", "host", "learner"] = "auto"
+    """Where storage lives: host memory, or the learner's device; "auto" takes the learner's where it fits the budget."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.length < 1:
+            raise ValueError(f"batch_size and length must be at least 1, got {self.batch_size} and {self.length}")
+        if self.capacity < self.length + 1:
+            raise ValueError(f"capacity must hold one sequence of length + 1 = {self.length + 1} steps, got {self.capacity}")
+        if not 0 <= self.online_fraction <= 1:
+            raise ValueError(f"online_fraction must be in [0, 1], got {self.online_fraction}")
+        if not 0 < self.memory_budget <= 1:
+            raise ValueError(f"memory_budget must be in (0, 1], got {self.memory_budget}")

@@ -1,0 +1,55 @@
+"""Numbers of the training loop; torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how often, and what is kept."""
+
+    steps: int = 1_000_000
+    """Decisions to take, over all environments (frames = decisions x action repeat)."""
+    num_envs: int = 1
+    """Environments stepped together (N)."""
+    pool: Literal["auto", "serial", "process", "batched"] = "auto"
+    """How they are stepped; "auto" measures one environment's step time and decides."""
+    train_ratio: float = 512.0
+    """Replayed steps per decision; updates per decision = train_ratio / (batch_size x length)."""
+    prefill: int = 0
+    """Decisions taken at random before the first update, at least what one batch needs."""
+    eval_every: int = 10_000
+    """Decisions between evaluations; 0 for only one at the end."""
+    eval_episodes: int = 10
+    """Episodes per evaluation and mode of acting (mode and sampled)."""
+    eval_envs: int = 4
+    """Environments that evaluate side by side."""
+    log_every: float = 10.0
+    """Seconds between metric rows and console lines when log_steps is 0."""
+    log_steps: int = 0
+    """Decisions between metric rows; fixed spacing makes two runs' metrics comparable line by line. 0: by time."""
+    report_every: int = 0
+    """Decisions between dream videos; 0 for as often as evaluations."""
+    checkpoint_every: float = 600.0
+    """Seconds between checkpoints when checkpoint_steps is 0."""
+    checkpoint_steps: int = 0
+    """Decisions between checkpoints; 0: by time."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    max_bad_updates: int = 20
+    """Non-finite updates in a row after which the run stops."""
+    stop_at_return: float | None = None
+    """Stop early once an evaluation's mean return (mode of acting) reaches this; None never stops early."""
+    threads: int = 0
+    """CPU threads for torch; 0 chooses: all cores, fewer where environment workers need them."""
+    wandb: str = ""
+    """Weights & Biases project to log to as well; empty for none."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "num_envs", "eval_episodes", "eval_envs", "keep_checkpoints", "max_bad_updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.train_ratio < 0:
+            raise ValueError(f"train_ratio must not be negative, got {self.train_ratio}")

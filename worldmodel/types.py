@@ -1,0 +1,108 @@
+"""The data that crosses seams. Batch first, (B, T, ...), no trailing 1.
+
+Letters: B batch, T time, N environments, H horizon, A action size, F feature size, Z groups, K classes, D deterministic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from worldmodel.specs import ActionSpec, ArraySpec, EnvSpec
+from worldmodel.tree import struct
+
+S = TypeVar("S")
+
+__all__ = ["ActionSpec", "ArraySpec", "Batch", "EnvSpec", "Plan", "Prediction", "Step", "Trajectory", "Update"]
+
+
+@struct
+class Step:
+    """What N environments say at one time step."""
+
+    obs: dict[str, Tensor]
+    """(N, ...); images stay uint8."""
+    reward: Tensor
+    """(N,) float32, received on arriving at ``obs``; 0 at ``is_first``."""
+    is_first: Tensor
+    """(N,) bool."""
+    is_last: Tensor
+    """(N,) bool, end for any reason."""
+    is_terminal: Tensor
+    """(N,) bool, end of the MDP; truncation is ``is_last & ~is_terminal``."""
+
+
+@struct
+class Batch:
+    """A sample of replay: B sequences of T steps, which may cross episodes (``is_first`` inside)."""
+
+    obs: dict[str, Tensor]
+    """(B, T, ...); images stay uint8."""
+    action: Tensor
+    """(B, T, A) chosen after seeing ``obs`` of the same step; zero at ``is_last``."""
+    prev_action: Tensor
+    """(B, T, A) the action that led to ``obs``; zero at ``is_first``."""
+    reward: Tensor
+    """(B, T) float32, received on arriving at ``obs``."""
+    is_first: Tensor
+    """(B, T) bool."""
+    is_last: Tensor
+    """(B, T) bool."""
+    is_terminal: Tensor
+    """(B, T) bool."""
+    context: dict[str, Tensor] = field(default_factory=dict)
+    """(B, ...) the memory that replay holds of the step *before* step 0; empty where there is none."""
+    index: Tensor | None = None
+    """(B, 2) int64, (environment, absolute step) of step 0; what ``Replay.write_back`` and priorities need."""
+    weight: Tensor | None = None
+    """(B,) importance weights of a prioritised sampler."""
+
+
+@struct
+class Prediction:
+    """What a model says about arriving somewhere."""
+
+    reward: Tensor
+    """(...) expected reward."""
+    continues: Tensor
+    """(...) probability of going on, undiscounted."""
+
+
+@struct
+class Trajectory(Generic[S]):
+    """An imagined rollout."""
+
+    states: S
+    """(B, H+1, ...) the start, then H imagined states."""
+    action: Tensor
+    """(B, H, A) action[t] leads from state t to state t+1."""
+    reward: Tensor
+    """(B, H) reward[t] belongs to arriving in state t+1."""
+    continues: Tensor
+    """(B, H) continues[t] belongs to arriving in state t+1."""
+
+
+@struct
+class Plan:
+    """What a planner returns; handed back to it as warm start."""
+
+    action: Tensor
+    """(B, A) the action to take now."""
+    mean: Tensor
+    """(B, H, A)."""
+    std: Tensor
+    """(B, H, A)."""
+
+
+@struct
+class Update:
+    """What ``Agent.learn`` returns; everything stays on the device until it is logged."""
+
+    metrics: dict[str, Tensor]
+    """Scalars by name: "loss/reward", "value/mean"."""
+    memory: dict[str, Tensor]
+    """(B, T, ...) fresh latents to write back over the batch's steps; empty where the agent keeps none."""
+    priority: Tensor | None = None
+    """(B, T) new priorities for a prioritised sampler."""
