@@ -18,6 +18,8 @@ class WorldModel(Protocol[S]):
     """A latent dynamics model. ``S`` is its own ``tree.struct``, opaque to everybody else."""
 
     feature_dim: int
+    loss_scales: dict[str, float]
+    """One weight for each name that ``loss`` returns."""
 
     def initial(self, batch_size: int) -> S:
         """The state before anything was seen, (B, ...)."""
@@ -92,7 +94,10 @@ class Agent(Protocol[C]):
         """What replay shall keep beside each step; {} for nothing."""
         ...
 
-    def initial(self, num_envs: int) -> C: ...
+    def initial(self, num_envs: int, *, seed: int = 0) -> C:
+        """A carry that knows nothing. It holds its own random stream, so evaluating disturbs no training."""
+        ...
+
     def act(self, carry: C, step: Step, *, explore: bool) -> tuple[Tensor, C]:
         """Actions (N, A) for the observations of now; ``explore=False`` takes the mode."""
         ...
@@ -103,7 +108,8 @@ class Agent(Protocol[C]):
 
     def learn(self, batch: Batch) -> Update: ...
     def report(self, batch: Batch) -> dict[str, Tensor]:
-        """Pictures and slow metrics; names that start with "video/" are uint8 (T, h, w, 3)."""
+        """What a human wants to see of a batch: "truth/KEY" and "model/KEY" (rows, T, h, w, C) in [0, 1], the first half
+        filtered, the rest dreamed; scalars under "report/"."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -152,6 +158,10 @@ class Replay(Protocol):
         ...
 
     def sample(self) -> Batch: ...
+    def peek(self) -> Batch:
+        """A batch for looking: uniform, and it disturbs neither random stream nor queue."""
+        ...
+
     def write_back(self, batch: Batch, update: Update) -> None:
         """Store fresh memory and priorities over the steps of ``batch``; rows overwritten since are skipped."""
         ...

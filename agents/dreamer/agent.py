@@ -1,0 +1,284 @@
+"""Dreamer: a world model learned from replay, an actor and a critic learned in its imagination (Hafner et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel import tree
+from worldmodel.agents.dreamer.actor import ActorConfig
+from worldmodel.agents.dreamer.losses import (
+    ReturnNormalizer,
+    dynamics_loss,
+    imagined_targets,
+    reinforce_loss,
+    replay_value_loss,
+)
+from worldmodel.agents.values.twohot import TwoHotValueConfig
+from worldmodel.models.latent import LatentModelConfig
+from worldmodel.nn.optim import LaProp
+from worldmodel.protocols import Decodes, Remembers
+from worldmodel.rng import Stream
+from worldmodel.rollout import follow, imagine
+from worldmodel.tree import struct
+from worldmodel.types import ArraySpec, Batch, EnvSpec, Step, Update
+
+
+@struct
+class Carry:
+    """What acting remembers of N environments."""
+
+    state: Any
+    """(N, ...) latent state of the world model."""
+    prev_action: Tensor
+    """(N, A)."""
+    rng: Tensor
+    """State of this carry's own random stream: who holds another carry disturbs nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamerConfig:
+    """World model + imagination actor-critic; the defaults are those of the paper (2024)."""
+
+    model: Any = field(default_factory=LatentModelConfig)
+    """``build(spec) -> WorldModel``."""
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    value: Any = field(default_factory=TwoHotValueConfig)
+    """``build(feature_dim) -> ValueLearner``."""
+    imagination: int = 15
+    """H, imagined steps from every posterior state."""
+    horizon: float = 333.0
+    """Discount = 1 - 1/horizon, per decision."""
+    lam: float = 0.95
+    """lambda of the returns."""
+    policy_scale: float = 1.0
+    value_scale: float = 1.0
+    replay_value_scale: float = 0.3
+    """Weight of the critic loss on real sequences, which also shapes the representation; 0 switches it off."""
+    return_rate: float = 0.01
+    """Rate of the return normaliser."""
+    lr: float = 4e-5
+    warmup: int = 1000
+    """Updates over which the learning rate rises from 0."""
+    clip: float = 0.3
+    """Adaptive gradient clipping: a tensor's gradient norm over its weight norm."""
+
+    def __post_init__(self) -> None:
+        if self.imagination < 1:
+            raise ValueError(f"imagination must be at least 1 step, got {self.imagination}")
+        if self.horizon <= 1:
+            raise ValueError(f"horizon must be more than 1 step, got {self.horizon}")
+
+    def build(self, spec: EnvSpec, *, device: torch.device | str = "cpu", seed: int = 0) -> Dreamer:
+        return Dreamer(self, spec, torch.device(device), seed)
+
+
+class Dreamer:
+    """Implements ``Agent[Carry]`` for any world model, actor and value learner."""
+
+    def __init__(self, config: DreamerConfig, spec: EnvSpec, device: torch.device, seed: int) -> None:
+        self.config, self.spec, self.device = config, spec, device
+        with Stream(seed=seed):
+            self.model = config.model.build(spec).to(device)
+            self.actor = config.actor.build(self.model.feature_dim, spec.action).to(device)
+            self.value = config.value.build(self.model.feature_dim).to(device)
+        self.normalizer = ReturnNormalizer(config.return_rate).to(device)
+        self.modules = nn.ModuleDict({"model": self.model, "actor": self.actor, "value": self.value, "norm": self.normalizer})
+        self.optimizer = LaProp(self.modules.parameters(), lr=config.lr, clip=config.clip, warmup=config.warmup)
+        self.discount = 1.0 - 1.0 / config.horizon
+        self.scales = {
+            **self.model.loss_scales,
+            "policy": config.policy_scale,
+            "value": config.value_scale,
+            "replay_value": config.replay_value_scale,
+        }
+        self.bad_streak = torch.zeros((), device=device)
+        self.bad_total = torch.zeros((), device=device)
+        self.streams = {name: Stream(seed=seed * 1000 + i, device=device) for i, name in enumerate(("learn", "report"), 1)}
+
+    # Acting
+
+    @property
+    def memory_spec(self) -> dict[str, ArraySpec]:
+        """What the world model wants kept beside each step: its latents, compactly."""
+        return self.model.memory_spec if isinstance(self.model, Remembers) else {}
+
+    def initial(self, num_envs: int, *, seed: int = 0) -> Carry:
+        """A carry that knows nothing; ``seed`` starts its random stream."""
+        zero = torch.zeros(num_envs, self.spec.action.size, device=self.device)
+        rng = Stream(seed=seed, device=self.device).state
+        return Carry(state=self.model.initial(num_envs), prev_action=zero, rng=rng)
+
+    @torch.no_grad()
+    def act(self, carry: Carry, step: Step, *, explore: bool) -> tuple[Tensor, Carry]:
+        """(N, A) a sample of the policy, or its mode."""
+        step = tree.to(step, self.device)
+        with Stream(state=carry.rng, device=self.device) as stream:
+            # (N, ...) -> (N, 1, ...): acting is observing a sequence of one
+            obs = {key: x.unsqueeze(1) for key, x in step.obs.items()}
+            states = self.model.observe(carry.state, obs, carry.prev_action.unsqueeze(1), step.is_first.unsqueeze(1))
+            state = tree.index(states, (slice(None), 0))
+            policy = self.actor(self.model.features(state))
+            action = policy.sample() if explore else policy.mode()
+        return action, Carry(state=state, prev_action=action, rng=stream.state)
+
+    def memory(self, carry: Carry) -> dict[str, Tensor]:
+        """(N, ...) the latents of the step just acted on."""
+        return self.model.pack(carry.state) if isinstance(self.model, Remembers) else {}
+
+    # Learning
+
+    def learn(self, batch: Batch) -> Update:
+        """One update of everything: one sum of losses, one backward pass, one optimiser."""
+        with self.streams["learn"]:
+            self.optimizer.zero_grad()
+            losses, metrics, states = self.losses(batch)
+            total = self.total(losses)
+            total.backward()
+            stepped = self.optimizer.step(torch.isfinite(total))
+            self.value.track(stepped["healthy"])
+        healthy = stepped["healthy"]
+        with torch.no_grad():
+            self.bad_streak.copy_(torch.where(healthy, 0.0, self.bad_streak + 1))
+            self.bad_total.add_((~healthy).float())
+            metrics |= {f"loss/{name}": loss.detach().mean() for name, loss in losses.items()}
+            metrics |= {
+                "loss/total": total.detach(),
+                "update/grad_norm": stepped["grad_norm"],
+                "update/skipped": self.bad_total.clone(),
+                "update/bad_streak": self.bad_streak.clone(),
+            }
+            memory = self.model.pack(tree.detach(states)) if isinstance(self.model, Remembers) else {}
+        return Update(metrics=metrics, memory=memory, priority=losses["dyn"].detach() if "dyn" in losses else None)
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The one number that is minimised; the names of losses and scales must agree."""
+        if losses.keys() != self.scales.keys():
+            raise ValueError(f"losses {sorted(losses)} and loss_scales {sorted(self.scales)} must have the same names")
+        return torch.stack([self.scales[name] * loss.mean() for name, loss in losses.items()]).sum()
+
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+        """World model and behaviour: named losses (B, T), metrics, posterior states with gradient."""
+        losses, states = self.model.loss(batch, self._context(batch))
+        behaviour, metrics, returns = self._imagination_losses(states, batch.is_terminal)
+        losses |= behaviour
+        losses["replay_value"] = replay_value_loss(
+            self.value,
+            features=self.model.features(states),
+            reward=batch.reward,
+            is_last=batch.is_last,
+            is_terminal=batch.is_terminal,
+            bootstrap=returns,
+            discount=self.discount,
+            lam=self.config.lam,
+        )
+        return losses, metrics, states
+
+    def _imagination_losses(self, states: Any, is_terminal: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Losses (B, T) of policy and value, metrics, and the imagined return (B, T) of every start state."""
+        c, shape = self.config, is_terminal.shape
+        starts = tree.flatten_time(tree.detach(states))
+        through = c.actor.gradient == "dynamics"
+        with self._frozen(self.model, self.value) if through else torch.no_grad():
+            dream = imagine(self.model, lambda features: self.actor(features).sample(), starts, c.imagination)
+            # (N, H+1, F)
+            features = self.model.features(dream.states)
+            value = self.value.target(features)
+            # the real start state is alive unless it was terminal
+            alive = (~is_terminal).float().flatten().unsqueeze(1)
+            continues = torch.cat([alive, dream.continues], 1) * self.discount
+            return_, weight = imagined_targets(reward=dream.reward, continues=continues, value=value, lam=c.lam)
+            scale = self.normalizer(return_)
+            advantage = (return_ - value[:, :-1]) / scale
+        features, weight = features.detach(), weight.detach()
+        policy = self.actor(features[:, :-1])
+        if through:
+            policy_loss = dynamics_loss(policy, advantage, c.actor.entropy)
+        else:
+            policy_loss = reinforce_loss(policy, dream.action, advantage, c.actor.entropy)
+        value_loss = self.value.loss(features[:, :-1], return_)
+        # (N, H) -> (B, T)
+        losses = {
+            "policy": (weight * policy_loss).mean(1).reshape(shape),
+            "value": (weight * value_loss).mean(1).reshape(shape),
+        }
+        return_, advantage = return_.detach(), advantage.detach()
+        metrics = {
+            "actor/entropy": policy.entropy().detach().mean(),
+            "actor/advantage_std": advantage.std(),
+            "value/mean": value.detach().mean(),
+            "return/mean": return_.mean(),
+            "return/scale": scale,
+            "imagination/reward": dream.reward.detach().mean(),
+            "imagination/continues": dream.continues.detach().mean(),
+        }
+        return losses, metrics, return_[:, 0].reshape(shape)
+
+    def _context(self, batch: Batch) -> Any:
+        """The state before the batch's first step: what replay remembers of it, or nothing."""
+        if batch.context and isinstance(self.model, Remembers):
+            return self.model.unpack(batch.context)
+        return self.model.initial(batch.reward.shape[0])
+
+    @contextmanager
+    def _frozen(self, *modules: nn.Module) -> Iterator[None]:
+        """Gradients flow through these modules but not into them."""
+        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        for p in parameters:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in parameters:
+                p.requires_grad_(True)
+
+    # Looking
+
+    @torch.no_grad()
+    def report(self, batch: Batch, *, observed: int | None = None, rows: int = 6) -> dict[str, Tensor]:
+        """Open-loop prediction: filter ``observed`` steps (half the batch by default), then dream on with the real
+        actions. "truth/KEY" and "model/KEY" (rows, T, h, w, C) in [0, 1], and "report/open_loop_mse"."""
+        if not isinstance(self.model, Decodes):
+            return {}
+        rows, time = min(rows, batch.reward.shape[0]), batch.reward.shape[1]
+        observed = time // 2 if observed is None else observed
+        b = tree.index(batch, slice(rows))
+        with self.streams["report"]:
+            head = {key: x[:, :observed] for key, x in b.obs.items()}
+            seen = self.model.observe(self._context(b), head, b.prev_action[:, :observed], b.is_first[:, :observed])
+            dream = follow(self.model, tree.index(seen, (slice(None), -1)), b.prev_action[:, observed:])
+            states = tree.cat([seen, tree.index(dream.states, (slice(None), slice(1, None)))], 1)
+            decoded = self.model.decode(states)
+        out: dict[str, Tensor] = {}
+        for key, model in decoded.items():
+            truth = b.obs[key].float() / 255
+            out |= {f"truth/{key}": truth, f"model/{key}": model}
+            out[f"report/open_loop_mse_{key}"] = (model[:, observed:] - truth[:, observed:]).square().mean()
+        return out
+
+    # Keeping
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights, moments, normalisers, random streams and counters."""
+        out = {f"model/{name}": x for name, x in self.modules.state_dict().items()}
+        out |= {f"optim/{name}": x for name, x in self.optimizer.state_dict().items()}
+        out |= {f"rng/{name}": stream.state for name, stream in self.streams.items()}
+        return out | {"count/bad_streak": self.bad_streak, "count/bad_total": self.bad_total}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copies in place: compiled callables and flat buffers stay valid."""
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}, "rng": {}, "count": {}}
+        for name, x in state.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = x
+        self.modules.load_state_dict(groups["model"])
+        self.optimizer.load_state_dict(groups["optim"])
+        for name, stream in self.streams.items():
+            stream.state = groups["rng"][name].clone()
+        self.bad_streak.copy_(groups["count"]["bad_streak"])
+        self.bad_total.copy_(groups["count"]["bad_total"])

@@ -1,0 +1,31 @@
+"""The default of ``worldmodel train``: a world model learned from pixels on a laptop CPU in minutes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from worldmodel.config import Run
+from worldmodel.configs.sizes import Objective, dreamer
+from worldmodel.envs.toys import ToyConfig
+from worldmodel.replay.config import ReplayConfig
+from worldmodel.train.config import TrainConfig
+
+
+def quickstart(task: Literal["catch", "glide", "recall"] = "catch", objective: Objective = "reconstruction") -> Run:
+    """Catch, Glide or Recall from 32 x 32 pixels, in minutes on two CPU cores."""
+    return Run(
+        env=ToyConfig(task=task),
+        agent=dreamer("nano", objective=objective, imagination=10),
+        replay=ReplayConfig(capacity=100_000, batch_size=8, length=32),
+        train=TrainConfig(
+            steps=20_000,
+            num_envs=8,
+            train_ratio=32,
+            eval_every=4_000,
+            eval_episodes=100,
+            eval_envs=25,
+            log_steps=1_000,
+            checkpoint_steps=4_000,
+        ),
+        published="nobody's: the optimum is known (see the environment's reference returns)",
+    )

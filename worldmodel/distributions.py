@@ -1,0 +1,138 @@
+"""Distributions of world models and policies. Parameters and results are float32 whatever computes the logits."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|) (DreamerV3, eq. 8)."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Inverse of :func:`symlog`."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+class Categorical:
+    """Independent categoricals over the last axis, mixed with ``unimix`` of the uniform distribution.
+
+    The mixture is *the* distribution: sampling, log-probabilities, KL and entropy all use it (DreamerV3, section
+    "World model learning").
+    """
+
+    def __init__(self, logits: Tensor, unimix: float = 0.0) -> None:
+        """Args: logits (..., K), any real scale; unimix in [0, 1)."""
+        logits = logits.float()
+        self.classes = logits.shape[-1]
+        if unimix:
+            # (..., K)
+            self.probs = (1 - unimix) * torch.softmax(logits, -1) + unimix / self.classes
+            self.log_probs = torch.log(self.probs)
+        else:
+            self.log_probs = torch.log_softmax(logits, -1)
+            self.probs = self.log_probs.exp()
+
+    def sample_index(self, noise: Tensor) -> Tensor:
+        """Class indices (...) by inverting the cumulative distribution at ``noise`` in [0, 1), shape (...).
+
+        One uniform number a group instead of one a class: noise for a whole sequence is drawn ahead in one call.
+        """
+        below = self.probs.detach().cumsum(-1) <= noise.unsqueeze(-1)
+        return below.sum(-1).clamp(max=self.classes - 1)
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """One-hot sample (..., K) with straight-through gradient on the mixed probabilities (not Gumbel)."""
+        if noise is None:
+            noise = torch.rand(self.probs.shape[:-1], device=self.probs.device)
+        return self.straight_through(self.sample_index(noise))
+
+    def straight_through(self, index: Tensor) -> Tensor:
+        """One-hot of ``index`` (...) whose gradient is that of the probabilities."""
+        onehot = F.one_hot(index, self.classes).float()
+        return onehot + (self.probs - self.probs.detach())
+
+    def mode(self) -> Tensor:
+        """One-hot of the most probable class, with straight-through gradient."""
+        return self.straight_through(self.probs.argmax(-1))
+
+    def log_prob(self, onehot: Tensor) -> Tensor:
+        """(...) log-probability of a one-hot (..., K)."""
+        return (onehot * self.log_probs).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(...) in nats."""
+        return -(self.probs * self.log_probs).sum(-1)
+
+    def kl(self, other: Categorical) -> Tensor:
+        """(...) KL[self || other] in nats."""
+        return (self.probs * (self.log_probs - other.log_probs)).sum(-1)
+
+
+class BoundedNormal:
+    """Normal(tanh(mean), std) with std in (min_std, max_std); independent over the last axis, not squashed."""
+
+    def __init__(self, mean: Tensor, std: Tensor, *, min_std: float = 0.1, max_std: float = 1.0) -> None:
+        """Args: mean, std (..., A) raw network outputs; std = (max - min) sigmoid(std + 2) + min."""
+        self.mean = torch.tanh(mean.float())
+        self.std = (max_std - min_std) * torch.sigmoid(std.float() + 2.0) + min_std
+
+    def sample(self) -> Tensor:
+        """(..., A), reparameterised: gradient reaches mean and std."""
+        return self.mean + self.std * torch.randn_like(self.mean)
+
+    def mode(self) -> Tensor:
+        """(..., A)."""
+        return self.mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """(...) summed over A."""
+        scaled = (value - self.mean) / self.std
+        return (-0.5 * scaled.square() - self.std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(...) in nats, summed over A."""
+        return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+def symexp_bins(count: int = 255) -> Tensor:
+    """(count,) bin centres, exponentially spaced and exactly antisymmetric: symexp(linspace(-20, 0)) mirrored."""
+    if count % 2 != 1 or count < 3:
+        raise ValueError(f"two-hot bins must be an odd number of at least 3, got {count}")
+    half = symexp(torch.linspace(-20.0, 0.0, (count + 1) // 2, dtype=torch.float32))
+    return torch.cat([half, -half[:-1].flip(0)])
+
+
+class TwoHot:
+    """A scalar as a categorical over fixed bins; its mean is a prediction, its loss a cross-entropy to the two bins
+    next to the target (DreamerV3, eq. 9 and 10). Bins live in the space of the target: nothing is squashed."""
+
+    def __init__(self, logits: Tensor, bins: Tensor) -> None:
+        """Args: logits (..., K); bins (K,) ascending and antisymmetric, K odd."""
+        self.logits = logits.float()
+        self.bins = bins
+
+    def mean(self) -> Tensor:
+        """(...) expectation. Bins reach e^20, so bin i is paired with bin -i before summing: equal probabilities on
+        both sides (a zero-initialised head) give exactly 0."""
+        probs = torch.softmax(self.logits, -1)
+        middle = self.bins.shape[0] // 2
+        # (..., K//2): from the outermost pair inwards
+        low, high = probs[..., :middle], probs[..., middle + 1 :].flip(-1)
+        return ((high - low) * self.bins[middle + 1 :].flip(0)).sum(-1) + probs[..., middle] * self.bins[middle]
+
+    def loss(self, target: Tensor) -> Tensor:
+        """(...) cross-entropy to the two-hot code of ``target`` (...), which gets no gradient."""
+        target = target.detach().float().clamp(self.bins[0], self.bins[-1])
+        above = torch.searchsorted(self.bins, target.contiguous()).clamp(1, self.bins.shape[0] - 1)
+        below = above - 1
+        lower, upper = self.bins[below], self.bins[above]
+        weight = (target - lower) / (upper - lower)
+        log_probs = torch.log_softmax(self.logits, -1)
+        pair = log_probs.gather(-1, torch.stack([below, above], -1))
+        return -((1 - weight) * pair[..., 0] + weight * pair[..., 1])

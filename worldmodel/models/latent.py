@@ -1,0 +1,151 @@
+"""A latent world model: encoder + core + representation objective + reward and continuation heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.distributions import Categorical
+from worldmodel.models.cores.base import Core
+from worldmodel.models.cores.rssm import RSSMConfig
+from worldmodel.models.objectives.reconstruction import ReconstructionConfig
+from worldmodel.nn.decoders import ConvDecoderConfig
+from worldmodel.nn.encoders import ConvEncoderConfig
+from worldmodel.nn.heads import BernoulliHead, TwoHotHead
+from worldmodel.types import ArraySpec, Batch, EnvSpec, Prediction
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentModelConfig:
+    """Any core with any encoder, decoder and objective (DreamerV3's losses, dreamer eq. 4 and 5)."""
+
+    encoder: Any = field(default_factory=ConvEncoderConfig)
+    """``build(obs specs) -> module`` with ``out_dim``."""
+    decoder: Any = field(default_factory=ConvDecoderConfig)
+    """``build(obs specs, deter, stoch) -> Decoder``."""
+    core: Any = field(default_factory=RSSMConfig)
+    """``build(action_size, token_size) -> Core``."""
+    objective: Any = field(default_factory=ReconstructionConfig)
+    """``build(feature_dim, token_size, make_decoder) -> Objective``."""
+    probe: bool = True
+    """Where the objective has no decoder, train one on detached latents, so that dreams can be looked at."""
+    units: int = 1024
+    """Width of the heads."""
+    reward_layers: int = 1
+    continue_layers: int = 1
+    horizon: float = 333.0
+    """The continuation head's target is (1 - is_terminal)(1 - 1/horizon): it carries the discount itself."""
+    free_nats: float = 1.0
+    """KL below this (summed over groups, dyn and rep apart) exerts no pull."""
+    dyn_scale: float = 1.0
+    """Weight of KL[sg(posterior) || prior]."""
+    rep_scale: float = 0.1
+    """Weight of KL[posterior || sg(prior)]."""
+    reward_scale: float = 1.0
+    continue_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.horizon <= 1:
+            raise ValueError(f"horizon must be more than 1 step, got {self.horizon}")
+
+    def build(self, spec: EnvSpec) -> LatentWorldModel[Any]:
+        return LatentWorldModel(self, spec)
+
+
+class LatentWorldModel(nn.Module, Generic[S]):
+    """Implements ``WorldModel[S]``, ``Decodes`` and ``Remembers`` for any core."""
+
+    def __init__(self, config: LatentModelConfig, spec: EnvSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = config.encoder.build(spec.obs)
+        self.core: Core[S] = config.core.build(spec.action.size, self.encoder.out_dim)
+        self.feature_dim = self.core.feature_dim
+
+        def make_decoder() -> Any:
+            return config.decoder.build(spec.obs, self.core.deter_size, self.core.stoch_size)
+
+        self.objective = config.objective.build(self.feature_dim, self.encoder.out_dim, make_decoder)
+        self.probe = make_decoder() if config.probe and not self.objective.decodes else None
+        self.reward = TwoHotHead(self.feature_dim, config.units, config.reward_layers)
+        self.continues = BernoulliHead(self.feature_dim, config.units, config.continue_layers)
+        self.discount = 1.0 - 1.0 / config.horizon
+        self.loss_scales: dict[str, float] = {
+            **self.objective.scales,
+            **({"probe": 1.0} if self.probe is not None else {}),
+            "reward": config.reward_scale,
+            "continue": config.continue_scale,
+            "dyn": config.dyn_scale,
+            "rep": config.rep_scale,
+        }
+
+    @property
+    def memory_spec(self) -> dict[str, ArraySpec]:
+        return self.core.memory_spec
+
+    def initial(self, batch_size: int) -> S:
+        return self.core.initial(batch_size)
+
+    def observe(self, state: S, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor) -> S:
+        """(B, ...), (B, T, ...) -> (B, T, ...)."""
+        return self.core.observe(state, self.encoder(obs), prev_action, is_first).states
+
+    def step(self, state: S, action: Tensor) -> S:
+        return self.core.step(state, action)
+
+    def predict(self, previous: S, action: Tensor, state: S) -> Prediction:
+        """Reward and continuation are read off the state arrived in."""
+        features = self.features(state)
+        # The head carries the discount (DreamerV3's contdisc); the seam speaks of probabilities.
+        continues = torch.sigmoid(self.continues(features)) / self.discount
+        return Prediction(reward=self.reward(features).mean(), continues=continues)
+
+    def features(self, state: S) -> Tensor:
+        return self.core.features(state)
+
+    def decode(self, state: S) -> dict[str, Tensor]:
+        """Image keys, (..., h, w, C) in [0, 1]; empty where nothing decodes."""
+        decoder = self.objective.decoder if self.objective.decodes else self.probe
+        if decoder is None:
+            return {}
+        out = decoder(self.features(state))
+        return {key: out[key] for key in decoder.image_keys}
+
+    def pack(self, state: S) -> dict[str, Tensor]:
+        return self.core.pack(state)
+
+    def unpack(self, memory: dict[str, Tensor]) -> S:
+        return self.core.unpack(memory)
+
+    def loss(self, batch: Batch, state: S) -> tuple[dict[str, Tensor], S]:
+        """Every loss (B, T), unscaled; posterior states (B, T, ...) with gradient."""
+        tokens = self.encoder(batch.obs)
+        out = self.core.observe(state, tokens, batch.prev_action, batch.is_first)
+        features = self.features(out.states)
+        losses = self.objective(features, tokens, batch)
+        if self.probe is not None:
+            losses["probe"] = self.probe.loss(features.detach(), batch.obs)
+        losses["reward"] = self.reward(features).loss(batch.reward)
+        target = (~batch.is_terminal).float() * self.discount
+        losses["continue"] = BernoulliHead.loss(self.continues(features), target)
+        losses["dyn"], losses["rep"] = balanced_kl(
+            out.posterior, out.prior, unimix=self.core.config.unimix, free_nats=self.config.free_nats
+        )
+        return losses, out.states
+
+
+def balanced_kl(posterior: Tensor, prior: Tensor, *, unimix: float, free_nats: float) -> tuple[Tensor, Tensor]:
+    """KL both ways over logits (B, T, Z, K): (dyn, rep), each (B, T).
+
+    dyn = max(free, KL[sg(posterior) || prior]), rep = max(free, KL[posterior || sg(prior)]), the KL summed over groups
+    before it is clipped (DreamerV3, eq. 5).
+    """
+    live, held = Categorical(posterior, unimix), Categorical(posterior.detach(), unimix)
+    dyn = held.kl(Categorical(prior, unimix)).sum(-1)
+    rep = live.kl(Categorical(prior.detach(), unimix)).sum(-1)
+    return dyn.clamp(min=free_nats), rep.clamp(min=free_nats)

@@ -1,0 +1,146 @@
+"""Latent features back to observations, and the loss of doing so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.distributions import symlog
+from worldmodel.nn.blocks import MLP, BlockLinear, Conv, Dense, Linear, RMSNorm
+from worldmodel.nn.encoders import vector_width
+from worldmodel.specs import ArraySpec
+
+
+class ConvDecoderNet(nn.Module):
+    """"Block space" input, then stages of nearest x2 upsample -> conv -> RMSNorm -> SiLU, sigmoid at the end."""
+
+    def __init__(self, shape: tuple[int, int, int], deter: int, stoch: int, config: ConvDecoderConfig) -> None:
+        super().__init__()
+        height, width, channels = shape
+        shrink = 2 ** len(config.mults)
+        widths = [config.depth * m for m in config.mults[::-1]]
+        self.grid = (height // shrink, width // shrink)
+        self.blocks = config.blocks
+        self.deter = deter
+        space = self.grid[0] * self.grid[1] * widths[0]
+        self.from_deter = BlockLinear(deter, space, config.blocks)
+        self.from_stoch = nn.Sequential(Dense(stoch, 2 * config.units), Linear(2 * config.units, space))
+        self.norm = RMSNorm(widths[0], dim=-3)
+        self.convs = nn.ModuleList(Conv(a, b, config.kernel) for a, b in zip(widths[:-1], widths[1:]))
+        self.norms = nn.ModuleList(RMSNorm(b, dim=-3) for b in widths[1:])
+        self.out = Conv(widths[-1], channels, config.kernel)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, F) -> (N, h, w, C) in [0, 1]."""
+        h, w = self.grid
+        # (N, g*(h*w*c)) -> (N, g*c, h, w): each block of the recurrent state owns some channels everywhere
+        grid = self.from_deter(features[:, : self.deter]).reshape(-1, self.blocks, h, w, self.norm.scale.shape[0] // self.blocks)
+        x = grid.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        # (N, h*w*c) -> (N, c, h, w)
+        x = x + self.from_stoch(features[:, self.deter :]).reshape(-1, h, w, x.shape[1]).movedim(-1, 1)
+        x = F.silu(self.norm(x))
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.silu(norm(conv(F.interpolate(x, scale_factor=2, mode="nearest"))))
+        x = self.out(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return torch.sigmoid(x.float()).movedim(1, -1)
+
+
+class PatchDecoderNet(nn.Module):
+    """Features -> dense -> features of each patch -> shared linear -> pixels, sigmoid at the end."""
+
+    def __init__(self, shape: tuple[int, int, int], features: int, config: PatchDecoderConfig) -> None:
+        super().__init__()
+        height, width, channels = shape
+        self.patch = config.patch
+        self.grid = (height // config.patch, width // config.patch)
+        self.expand = nn.Sequential(Dense(features, config.units), Linear(config.units, self.grid[0] * self.grid[1] * config.width))
+        self.out = nn.Sequential(RMSNorm(config.width), nn.SiLU(), Linear(config.width, config.patch**2 * channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, F) -> (N, h, w, C) in [0, 1]."""
+        h, w = self.grid
+        patches = self.out(self.expand(features).reshape(-1, h * w, self.out[0].scale.shape[0]))  # type: ignore[union-attr]
+        frames = F.pixel_shuffle(patches.transpose(1, 2).reshape(-1, patches.shape[-1], h, w), self.patch)
+        return torch.sigmoid(frames.float()).movedim(1, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvDecoderConfig:
+    """Convolutions for images, an MLP for vectors."""
+
+    depth: int = 64
+    mults: tuple[int, ...] = (2, 3, 4, 4)
+    kernel: int = 5
+    units: int = 1024
+    layers: int = 3
+    """Layers of the vector MLP."""
+    blocks: int = 8
+    """Groups of the recurrent state that paint separate channels."""
+
+    def build(self, obs: dict[str, ArraySpec], deter: int, stoch: int) -> Decoder:
+        return Decoder(obs, lambda shape: ConvDecoderNet(shape, deter, stoch, self), deter + stoch, self.units, self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchDecoderConfig:
+    """Patches for images, an MLP for vectors: for CPUs."""
+
+    patch: int = 8
+    width: int = 64
+    units: int = 256
+    layers: int = 2
+
+    def build(self, obs: dict[str, ArraySpec], deter: int, stoch: int) -> Decoder:
+        return Decoder(obs, lambda shape: PatchDecoderNet(shape, deter + stoch, self), deter + stoch, self.units, self.layers)
+
+
+class Decoder(nn.Module):
+    """Features (deter first, then stoch) to every observation key."""
+
+    def __init__(self, obs: dict[str, ArraySpec], image_net, features: int, units: int, layers: int) -> None:
+        super().__init__()
+        self.specs = dict(sorted(obs.items()))
+        self.image_keys = [k for k, s in self.specs.items() if s.is_image]
+        self.vector_keys = [k for k, s in self.specs.items() if not s.is_image]
+        if self.vector_keys:
+            self.mlp = MLP(features, units, layers)
+            self.heads = nn.ModuleList(Linear(self.mlp.out_dim, vector_width(self.specs[k])) for k in self.vector_keys)
+        if self.image_keys:
+            shapes = [self.specs[k].shape for k in self.image_keys]
+            self.image = image_net((shapes[0][0], shapes[0][1], sum(s[2] for s in shapes)))
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """(..., F) -> images (..., h, w, C) in [0, 1]; vectors (..., size) in symlog space; classes as logits (..., *shape, K)."""
+        lead = features.shape[:-1]
+        out: dict[str, Tensor] = {}
+        if self.vector_keys:
+            hidden = self.mlp(features)
+            for key, head in zip(self.vector_keys, self.heads):
+                spec = self.specs[key]
+                out[key] = head(hidden).float().reshape(*lead, *((*spec.shape, spec.classes) if spec.classes else (-1,)))
+        if self.image_keys:
+            frames = self.image(features.reshape(-1, features.shape[-1]))
+            parts = frames.split([self.specs[k].shape[2] for k in self.image_keys], -1)
+            for key, part in zip(self.image_keys, parts):
+                out[key] = part.reshape(*lead, *self.specs[key].shape)
+        return out
+
+    def loss(self, features: Tensor, obs: dict[str, Tensor]) -> Tensor:
+        """(B, T): squared error summed over pixels and vector entries (symlog), cross-entropy for classes; summed over keys."""
+        total = torch.zeros((), device=features.device)
+        for key, predicted in self(features).items():
+            spec, target = self.specs[key], obs[key]
+            if spec.is_image:
+                error = (predicted - target.float() / 255).square().flatten(2).sum(-1)
+            elif spec.classes:
+                logp = torch.log_softmax(predicted, -1).gather(-1, target.long().clamp(min=0).unsqueeze(-1)).squeeze(-1)
+                error = -(logp * (target >= 0)).reshape(*target.shape[:2], -1).sum(-1)
+            else:
+                flat = target.float().reshape(*target.shape[:2], -1)
+                seen = flat != -torch.inf
+                error = ((predicted - symlog(torch.where(seen, flat, 0.0))).square() * seen).sum(-1)
+            total = total + error
+        return total

@@ -1,0 +1,42 @@
+"""Formulas on (B, T): pure functions, keyword arguments, nothing learned.
+
+Alignment: index t of ``reward``, ``continues`` and ``bootstrap`` belongs to *arriving* in state t+1; index t of a result
+belongs to state t.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def lambda_return(*, reward: Tensor, continues: Tensor, bootstrap: Tensor, lam: float | Tensor) -> Tensor:
+    """Exponentially weighted returns (DreamerV3, eq. 6; Sutton and Barto, eq. 12.20).
+
+        R_t = r_{t+1} + c_{t+1} [(1 - lam_{t+1}) V_{t+1} + lam_{t+1} R_{t+1}],    R_T = V_T
+
+    Args:
+        reward: (B, T) r_{t+1}.
+        continues: (B, T) c_{t+1}, discount included; 0 where the episode terminated on arrival.
+        bootstrap: (B, T) V_{t+1}.
+        lam: in [0, 1], or (B, T); 0 where the chain must not run on (a truncation: bootstrap, then stop).
+    Returns: (B, T).
+    """
+    lam = torch.as_tensor(lam, dtype=reward.dtype, device=reward.device).expand_as(reward)
+    direct = reward + continues * (1 - lam) * bootstrap
+    carried = continues * lam
+    return_ = bootstrap[:, -1]
+    out = []
+    for t in range(reward.shape[1] - 1, -1, -1):
+        return_ = direct[:, t] + carried[:, t] * return_
+        out.append(return_)
+    return torch.stack(out[::-1], 1)
+
+
+def reach_weight(continues: Tensor) -> Tensor:
+    """Probability (times discount) that an imagined state is reached at all: w_t = prod_{i <= t} c_i, (B, T).
+
+    ``continues[:, 0]`` is that of the start state itself, so an imagined step counts as much as the state in which the
+    action is taken is alive: the outcome's own continuation is not in it.
+    """
+    return continues.cumprod(1)

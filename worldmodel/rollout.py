@@ -1,0 +1,46 @@
+"""The only code that unrolls a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from worldmodel import tree
+from worldmodel.protocols import WorldModel
+from worldmodel.types import Trajectory
+
+S = TypeVar("S")
+
+
+def imagine(model: WorldModel[S], policy: Callable[[Tensor], Tensor], state: S, horizon: int) -> Trajectory[S]:
+    """Dream ``horizon`` steps from ``state`` (B, ...), choosing actions by ``policy(features) -> (B, A)``.
+
+    Gradients flow wherever the caller lets them: wrap in ``torch.no_grad`` for score-function learning.
+    """
+    states, actions = [state], []
+    for _ in range(horizon):
+        action = policy(model.features(state))
+        state = model.step(state, action)
+        states.append(state)
+        actions.append(action)
+    return _trajectory(model, states, torch.stack(actions, 1))
+
+
+def follow(model: WorldModel[S], state: S, action: Tensor) -> Trajectory[S]:
+    """Unroll given actions (B, H, A) from ``state`` (B, ...)."""
+    states = [state]
+    for t in range(action.shape[1]):
+        state = model.step(state, action[:, t])
+        states.append(state)
+    return _trajectory(model, states, action)
+
+
+def _trajectory(model: WorldModel[S], states: list[S], action: Tensor) -> Trajectory[S]:
+    stacked = tree.stack(states, 1)
+    before, after = tree.index(stacked, (slice(None), slice(None, -1))), tree.index(stacked, (slice(None), slice(1, None)))
+    # What does not recur is predicted for the whole rollout at once.
+    prediction = model.predict(before, action, after)
+    return Trajectory(states=stacked, action=action, reward=prediction.reward, continues=prediction.continues)

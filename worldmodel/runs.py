@@ -1,0 +1,170 @@
+"""The composition root: from a Run and a folder to pool, agent, replay, trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldmodel import config as configs
+from worldmodel.config import Run
+from worldmodel.envs.pool import make_pool
+from worldmodel.errors import CheckpointError, UserError
+from worldmodel.protocols import Agent, EnvPool
+from worldmodel.replay.ring import make_replay
+from worldmodel.train.checkpoint import Checkpoint, Checkpoints
+from worldmodel.train.display import Display
+from worldmodel.train.evaluate import Evaluator, Scores, evaluate as evaluate_agent
+from worldmodel.train.lock import RunLock
+from worldmodel.train.log import Logger
+from worldmodel.train.loop import Output, Summary, Trainer, agent_state
+from worldmodel.train.manifest import provenance
+from worldmodel.train.signals import GracefulExit
+
+Say = Callable[[str], None]
+
+
+def start(run: Run, run_dir: Path, *, preset: str = "", preset_args: dict[str, Any] | None = None, live: bool | None = None) -> Summary:
+    """Train in a new folder.
+
+    Raises: UserError when the folder holds anything already.
+    """
+    run_dir = Path(run_dir)
+    if run_dir.exists() and any(p.name != "lock" for p in run_dir.iterdir()):
+        raise UserError(f"{run_dir} exists and is not empty; go on with `worldmodel resume {run_dir}` or give another --run-dir")
+    _make_folder(run_dir)
+    with RunLock(run_dir):
+        document = {
+            "preset": preset, "preset_args": preset_args or {}, "run": configs.to_json(run), "provenance": provenance(),
+            "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+        }
+        (run_dir / "config.json").write_text(json.dumps(document, indent=2) + "\n")
+        return _train(run, run_dir, live=live)
+
+
+def resume(run_dir: Path, *, change: Callable[[Run], Run] = lambda run: run, live: bool | None = None) -> Summary:
+    """Go on from the newest valid checkpoint of a run folder.
+
+    Args: change: gives the run with allowed changes (more steps, other cadences); others are refused.
+    Raises: CheckpointError, UserError.
+    """
+    run_dir = Path(run_dir)
+    old = read_run(run_dir)
+    run = change(old)
+    configs.validate_resume(old, run)
+    with RunLock(run_dir):
+        checkpoints = Checkpoints(run_dir / "checkpoints", keep=run.train.keep_checkpoints)
+        return _train(run, run_dir, live=live, restart=lambda say: checkpoints.latest(on_skip=say))
+
+
+def read_run(run_dir: Path) -> Run:
+    """The Run of a folder. Raises: UserError when it is not a run folder."""
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{run_dir} is not a run folder: it has no config.json; give the --run-dir of a `worldmodel train`")
+    try:
+        document = json.loads(path.read_text())
+        return configs.from_json(document["run"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A trained agent and what it was trained on."""
+
+    agent: Agent[Any]
+    run: Run
+    checkpoint: Checkpoint
+
+
+def load(run_dir: Path, *, device: str = "auto", say: Say = lambda text: None) -> Loaded:
+    """The agent of a run folder with the weights of its newest valid checkpoint."""
+    run = read_run(run_dir)
+    checkpoint = Checkpoints(Path(run_dir) / "checkpoints").latest(on_skip=say)
+    env = run.env.build(0)
+    try:
+        agent = run.agent.build(env.spec, device=pick_device(device), seed=run.seed)
+    finally:
+        env.close()
+    agent.load_state_dict(agent_state(checkpoint))
+    return Loaded(agent=agent, run=run, checkpoint=checkpoint)
+
+
+def evaluate(run_dir: Path, *, episodes: int = 100, explore: bool = False, seed: int = 10_000, device: str = "auto", say: Say = lambda text: None) -> tuple[Scores, Loaded]:
+    """Evaluate the newest valid checkpoint; an evaluation needs nothing but the folder."""
+    loaded = load(run_dir, device=device, say=say)
+    pick_threads(loaded.run)
+    pool = make_pool(loaded.run.env, min(episodes, loaded.run.train.eval_envs), on_event=say)
+    try:
+        return evaluate_agent(loaded.agent, pool, episodes=episodes, explore=explore, seed=seed, film=True), loaded
+    finally:
+        pool.close()
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is the GPU where there is one. Raises: UserError when CUDA was asked for and is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but torch sees no GPU here; use --device cpu, or see `worldmodel doctor`")
+    return torch.device(name)
+
+
+def pick_threads(run: Run) -> int:
+    """Set torch's CPU threads: the run's number, or every core this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = run.train.threads or cores
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {path}: {error.strerror}; give a writable --run-dir") from error
+
+
+def _train(run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say], Checkpoint] | None = None) -> Summary:
+    device = pick_device(run.device)
+    threads = pick_threads(run)
+    with contextlib.ExitStack() as stack:
+        display = Display(total_steps=run.train.steps, title=f"{run.env.name} · {device}", live=live)
+        stack.callback(display.close)
+        checkpoints = Checkpoints(run_dir / "checkpoints", keep=run.train.keep_checkpoints)
+        checkpoints.cleanup()
+        checkpoint = restart(display.message) if restart else None
+        document = configs.to_json(run)
+        logger = stack.enter_context(
+            contextlib.closing(Logger(run_dir, wandb=run.train.wandb, config=document, warn=display.message))
+        )
+        pool: EnvPool = stack.enter_context(
+            contextlib.closing(make_pool(run.env, run.train.num_envs, kind=run.train.pool, on_event=display.message))
+        )
+        agent = run.agent.build(pool.spec, device=device, seed=run.seed)
+        replay = make_replay(
+            run.replay, pool.spec, agent.memory_spec, pool.num_envs, device=device, seed=run.seed,
+        )
+        evaluator = Evaluator(
+            make_pool=lambda: make_pool(run.env, min(run.train.eval_envs, run.train.eval_episodes), on_event=display.message),
+            episodes=run.train.eval_episodes, seed=run.seed + 10_000,
+        )
+        stack.callback(evaluator.close)
+        meta = {"config": configs.config_hash(run), "device": str(device), "threads": threads, "seed": run.seed}
+        trainer = Trainer(
+            agent=agent, pool=pool, replay=replay, evaluator=evaluator,
+            output=Output(logger=logger, display=display, checkpoints=checkpoints, meta=meta),
+            config=run.train, batch_steps=run.replay.batch_size * run.replay.length, seed=run.seed,
+            interrupted=stack.enter_context(GracefulExit()),
+        )
+        if checkpoint is not None:
+            display.message(f"{checkpoint.path}: {trainer.load(checkpoint)}")
+        return trainer.run()

@@ -1,0 +1,291 @@
+"""The training loop: five nouns, verbs in order."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldmodel import tree
+from worldmodel.errors import DivergenceError
+from worldmodel.protocols import Agent, EnvPool, Replay
+from worldmodel.train.checkpoint import Checkpoint, Checkpoints
+from worldmodel.train.config import TrainConfig
+from worldmodel.train.display import Display, Facts
+from worldmodel.train.evaluate import Evaluator, Scores
+from worldmodel.train.log import Logger
+from worldmodel.train.meter import Clock, Episodes, Meter
+from worldmodel.train.schedule import Every, TrainRatio
+from worldmodel.train.video import open_loop_grid
+from worldmodel.types import Batch, Step, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How a run ended."""
+
+    env_steps: int
+    updates: int
+    reason: str
+    """"steps", "return" (stop_at_return reached) or "signal"."""
+    signal: int | None = None
+    scores: dict[str, Scores] = field(default_factory=dict)
+    """The last evaluation."""
+    seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Output:
+    """Where a run tells about itself."""
+
+    logger: Logger
+    display: Display
+    checkpoints: Checkpoints
+    meta: dict[str, Any]
+    """What every checkpoint says of the run: config hash, commit, versions."""
+
+
+class Trainer:
+    """Acts, remembers, learns; and evaluates, logs and saves on schedule."""
+
+    def __init__(
+        self, *, agent: Agent[Any], pool: EnvPool, replay: Replay, evaluator: Evaluator, output: Output,
+        config: TrainConfig, batch_steps: int, seed: int, interrupted: Any,
+    ) -> None:
+        """Args: batch_steps = batch_size * length; interrupted.requested is a signal number or None."""
+        self.agent, self.pool, self.replay, self.evaluator, self.out = agent, pool, replay, evaluator, output
+        self.config, self.seed, self.interrupted = config, seed, interrupted
+        self.ratio = TrainRatio(config.train_ratio, batch_steps)
+        self.env_steps = 0
+        self.meter, self.clock, self.episodes = Meter(), Clock(), Episodes(pool.num_envs)
+        self.recent: list[float] = []
+        self.scores: dict[str, Scores] = {}
+        self.when_log = Every(steps=config.log_steps, seconds=config.log_every)
+        self.when_eval = Every(steps=config.eval_every)
+        self.when_save = Every(steps=config.checkpoint_steps, seconds=config.checkpoint_every)
+        self.carry: Any = agent.initial(pool.num_envs, seed=seed)
+        self.step: Step | None = None
+        self._saved_at = -1
+        self._marks = (time.monotonic(), 0, 0)
+
+    def run(self) -> Summary:
+        """Train until the steps are done, the wished-for return is reached, or a signal asks to stop."""
+        start = time.monotonic()
+        step = self.step if self.step is not None else self.pool.reset(self.seed)
+        reason = "steps"
+        while self.env_steps < self.config.steps:
+            with self.clock("act"):
+                action, self.carry = self.agent.act(self.carry, step, explore=True)
+            with self.clock("replay"):
+                self.replay.add(step, action, self.agent.memory(self.carry))
+            with self.clock("env"):
+                step = self.step = self.pool.step(action)
+            self.env_steps += self.pool.num_envs
+            self._note_episodes(step)
+            for _ in range(self.ratio.due(self.pool.num_envs, self.replay.is_ready)):
+                self._learn()
+            if self.when_log(self.env_steps):
+                self._log()
+            if self.config.eval_every and self.when_eval(self.env_steps) and self._evaluate():
+                reason = "return"
+                break
+            if self.when_save(self.env_steps):
+                self.save()
+            if self.interrupted.requested is not None:
+                reason = "signal"
+                break
+        if reason == "steps" and not self._evaluated_now():
+            self._evaluate()
+        self._log()
+        self.save()
+        return Summary(
+            env_steps=self.env_steps, updates=self.ratio.updates, reason=reason, signal=self.interrupted.requested,
+            scores=self.scores, seconds=time.monotonic() - start,
+        )
+
+    def _learn(self) -> None:
+        with self.clock("sample"):
+            batch: Batch = self.replay.sample()
+        with self.clock("learn"):
+            update: Update = self.agent.learn(batch)
+        with self.clock("replay"):
+            self.replay.write_back(batch, update)
+        self.meter.add(update.metrics)
+        self._stop_when_diverged(update.metrics.get("update/bad_streak"))
+
+    def _stop_when_diverged(self, streak: Tensor | None) -> None:
+        # reading a device counter waits for the device: on a GPU only now and then
+        limit = self.config.max_bad_updates
+        if streak is None or (streak.is_cuda and self.ratio.updates % limit):
+            return
+        if int(streak) >= limit:
+            raise DivergenceError(
+                f"{int(streak)} updates in a row had a non-finite loss or gradient (limit train.max_bad_updates={limit}); "
+                f"the last good checkpoint is intact: lower the learning rate and resume it, or look at metrics.jsonl"
+            )
+
+    def _note_episodes(self, step: Step) -> None:
+        for return_, length in self.episodes.add(step.reward, step.is_first, step.is_last):
+            self.recent.append(return_)
+            self.out.logger.score(
+                self.env_steps, {"kind": "train", "frames": self.frames, "return": return_, "length": length}
+            )
+            self.meter.add({"episode/return": torch.tensor(return_), "episode/length": torch.tensor(float(length))})
+
+    @property
+    def frames(self) -> int:
+        """Simulator frames so far: decisions x action repeat."""
+        return self.env_steps * self.pool.spec.repeat
+
+    def _log(self) -> None:
+        row = self.meter.take()
+        spent = self.clock.take()
+        now, (then, steps, updates) = time.monotonic(), self._marks
+        rates = ((self.env_steps - steps) / max(now - then, 1e-9), (self.ratio.updates - updates) / max(now - then, 1e-9))
+        self._marks = (now, self.env_steps, self.ratio.updates)
+        row |= {"frames": float(self.frames), "updates": float(self.ratio.updates)}
+        row |= {f"replay/{name}": value for name, value in self.replay.stats().items()}
+        row |= {f"env/{name}": value for name, value in self.pool.stats().items()}
+        row |= {f"time/{part}_ms": ms for part, ms in spent.items()}
+        row |= {"fps/env": rates[0], "fps/update": rates[1]}
+        self.out.logger.scalars(self.env_steps, row)
+        left = self.config.steps - self.env_steps
+        self.out.display.update(
+            Facts(
+                step=self.env_steps,
+                env_rate=rates[0],
+                update_rate=rates[1],
+                ms=spent,
+                returns=tuple(self.recent[-200:]),
+                losses={k.removeprefix("loss/"): v for k, v in row.items() if k.startswith("loss/")},
+                eta_s=left / rates[0] if rates[0] > 0 else None,
+                replay_bytes=int(row.get("replay/bytes", 0)),
+                notes={k.removeprefix("update/"): v for k, v in row.items() if k == "update/skipped" and v},
+            )
+        )
+        self.recent = self.recent[-200:]
+
+    def _evaluated_now(self) -> bool:
+        return bool(self.config.eval_every and self.env_steps and self.env_steps % self.config.eval_every == 0 and self.scores)
+
+    def _evaluate(self) -> bool:
+        """Evaluate, film, dream; True when the wished-for return is reached."""
+        with self.clock("evaluate"):
+            self.scores = self.evaluator(self.agent)
+        for kind, scores in self.scores.items():
+            summary = scores.summary()
+            self.out.logger.score(self.env_steps, {"kind": f"eval_{kind}", "frames": self.frames, **summary, "returns": scores.returns})
+            self.out.logger.scalars(self.env_steps, {f"eval_{kind}/{name}": value for name, value in summary.items()})
+        mode, sampled = self.scores["mode"], self.scores["sampled"]
+        self.out.display.message(
+            f"evaluation at {self.env_steps:,} decisions: return {mode.mean:.3g} by mode, {sampled.mean:.3g} sampled, "
+            f"{len(mode.returns)} episodes each"
+        )
+        if mode.frames:
+            self._film("episode", torch.stack([torch.from_numpy(f) for f in mode.frames]).numpy())
+        if self.replay.is_ready:
+            self._dream()
+        target = self.config.stop_at_return
+        return target is not None and mode.mean >= target
+
+    def _dream(self) -> None:
+        """Open-loop videos: truth, model, error."""
+        report = self.agent.report(self.replay.peek())
+        scalars = {name: float(x) for name, x in report.items() if name.startswith("report/")}
+        if scalars:
+            self.out.logger.scalars(self.env_steps, scalars)
+        for name, truth in report.items():
+            kind, _, key = name.partition("/")
+            if kind == "truth":
+                model = report[f"model/{key}"]
+                grid = open_loop_grid(truth.cpu().numpy(), model.cpu().numpy(), context=truth.shape[1] // 2)
+                self._film("dream" if key == "image" else f"dream_{key.replace('/', '_')}", grid)
+
+    def _film(self, name: str, frames: Any) -> None:
+        path = self.out.logger.video(self.env_steps, name, frames, fps=12)
+        if path is not None:
+            self.out.display.message(f"{name}: {path}")
+
+    # Checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint of everything, unless this very step has one."""
+        if self._saved_at == self.env_steps or self.step is None:
+            return
+        agent: dict[str, dict[str, Tensor]] = {}
+        for name, x in self.agent.state_dict().items():
+            group, _, rest = name.partition("/")
+            agent.setdefault(f"agent_{group}", {})[rest] = x
+        envs = self.pool.get_state()
+        documents = {
+            "trainer": {
+                "env_steps": self.env_steps,
+                "ratio": self.ratio.state(),
+                "episodes": self.episodes.state(),
+                "meter": self.meter.state(),
+                "recent": self.recent,
+                "logger": self.out.logger.position(),
+                "envs_cloned": envs is not None,
+                "threads": torch.get_num_threads(),
+            },
+            "envs": envs,
+        }
+        tensors = {
+            **agent,
+            "carry": {str(i): x for i, x in enumerate(tree.leaves(self.carry))},
+            "step": {str(i): x for i, x in enumerate(tree.leaves(self.step))},
+        }
+        path = self.out.checkpoints.save(
+            self.env_steps, tensors=tensors, documents=documents, writers={"replay": self.replay.save},
+            meta={**self.out.meta, "updates": self.ratio.updates, "frames": self.frames},
+        )
+        self._saved_at = self.env_steps
+        self.out.display.message(f"checkpoint: {path}")
+
+    def load(self, checkpoint: Checkpoint) -> str:
+        """Go on from a checkpoint; returns how exactly, as a sentence."""
+        state = checkpoint.document("trainer")
+        self.agent.load_state_dict(agent_state(checkpoint))
+        self.replay.load(checkpoint.folder("replay"))
+        self.env_steps = self._saved_at = int(state["env_steps"])
+        self.ratio.load(state["ratio"])
+        self.out.logger.rewind(state["logger"])
+        for every in (self.when_log, self.when_eval, self.when_save):
+            every.resume(self.env_steps)
+        self._marks = (time.monotonic(), self.env_steps, self.ratio.updates)
+        if not state["envs_cloned"]:
+            # fresh episodes with fresh seeds; replay marks the broken one as truncated
+            self.step = self.pool.reset(self.seed + 1_000_003 * (1 + self.env_steps))
+            return "resumed statistically: these environments cannot be cloned, so their running episodes were cut (truncated)"
+        self.step = self.pool.reset(self.seed)
+        self.pool.set_state(checkpoint.document("envs"))
+        self.carry = _fill(self.carry, checkpoint.tensors("carry"))
+        self.step = _fill(self.step, checkpoint.tensors("step"))
+        self.episodes.load(state["episodes"])
+        self.meter.load(state["meter"])
+        self.recent = list(state["recent"])
+        if state["threads"] != torch.get_num_threads():
+            return (
+                f"resumed, but not bit for bit: the run had {state['threads']} CPU threads and now has "
+                f"{torch.get_num_threads()}, which changes rounding; set --train.threads {state['threads']}"
+            )
+        return "resumed bit for bit: weights, optimiser, replay, environments and every random stream"
+
+
+def agent_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The flat ``Agent.state_dict`` kept in a checkpoint."""
+    out = {}
+    for file in checkpoint.groups():
+        if file.startswith("agent_"):
+            out |= {f"{file.removeprefix('agent_')}/{name}": x for name, x in checkpoint.tensors(file).items()}
+    return out
+
+
+def _fill(like: Any, saved: dict[str, Tensor]) -> Any:
+    """A tree with the structure of ``like`` and the saved leaves, in order."""
+    order = itertools.count()
+    return tree.map(lambda x: saved[str(next(order))].to(x.device), like)
