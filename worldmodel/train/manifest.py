@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
+import subprocess
 import time
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -124,7 +126,8 @@ def sha256_of(path: Path) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Where and with what this process runs: package versions, Python, host, wall time, threads of torch."""
+    """Where and with what this process runs: package versions, commit of the code where it is a git checkout,
+    Python, host, wall time, threads of torch."""
     import torch
 
     versions: dict[str, str] = {}
@@ -135,9 +138,22 @@ def provenance() -> dict[str, Any]:
             versions[package] = "not installed"
     return {
         "versions": versions,
+        "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
         "num_threads": torch.get_num_threads(),
         "wall_time": time.time(),
     }
+
+
+@functools.cache
+def _commit() -> str:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

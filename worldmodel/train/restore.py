@@ -62,13 +62,20 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: " + unknown("folder", name, self.folders))
         return self.path / name
 
-    def names(self, kind: str) -> list[str]:
-        """What there is at the top: ``kind`` is ".safetensors" or ".json"."""
+    def groups(self) -> list[str]:
+        """Names that :meth:`tensors` takes."""
+        return self._names(".safetensors")
+
+    def documents(self) -> list[str]:
+        """Names that :meth:`document` takes."""
+        return self._names(".json")
+
+    def _names(self, kind: str) -> list[str]:
         return sorted(name.removesuffix(kind) for name in self.files if "/" not in name and name.endswith(kind))
 
     def _file(self, name: str, kind: str, noun: str) -> Path:
-        if name not in self.names(kind):
-            raise CheckpointError(f"{self.path}: " + unknown(noun, name, self.names(kind)))
+        if name not in self._names(kind):
+            raise CheckpointError(f"{self.path}: " + unknown(noun, name, self._names(kind)))
         return self.path / f"{name}{kind}"
 
 
