@@ -26,6 +26,7 @@ def quickstart(task: Literal["catch", "glide", "recall"] = "catch", objective: O
             eval_envs=25,
             log_steps=1_000,
             checkpoint_steps=4_000,
+            threads=1,
         ),
         published="nobody's: the optimum is known (see the environment's reference returns)",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +118,11 @@ class TwoHot:
         self.logits = logits.float()
         self.bins = bins
 
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """(..., K)."""
+        return torch.log_softmax(self.logits, -1)
+
     def mean(self) -> Tensor:
         """(...) expectation. Bins reach e^20, so bin i is paired with bin -i before summing: equal probabilities on
         both sides (a zero-initialised head) give exactly 0."""
@@ -133,6 +139,5 @@ class TwoHot:
         below = above - 1
         lower, upper = self.bins[below], self.bins[above]
         weight = (target - lower) / (upper - lower)
-        log_probs = torch.log_softmax(self.logits, -1)
-        pair = log_probs.gather(-1, torch.stack([below, above], -1))
+        pair = self.log_probs.gather(-1, torch.stack([below, above], -1))
         return -((1 - weight) * pair[..., 0] + weight * pair[..., 1])

@@ -137,12 +137,14 @@ class Dreamer:
         """One update of everything: one sum of losses, one backward pass, one optimiser."""
         with self.streams["learn"]:
             self.optimizer.zero_grad()
+            scale_before = self.normalizer.low.clone(), self.normalizer.high.clone()
             losses, metrics, states = self.losses(batch)
             total = self.total(losses)
             total.backward()
             stepped = self.optimizer.step(torch.isfinite(total))
-            self.value.track(stepped["healthy"])
         healthy = stepped["healthy"]
+        self.value.track(healthy)
+        self.normalizer.keep(healthy, *scale_before)
         with torch.no_grad():
             self.bad_streak.copy_(torch.where(healthy, 0.0, self.bad_streak + 1))
             self.bad_total.add_((~healthy).float())

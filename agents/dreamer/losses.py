@@ -80,3 +80,9 @@ class ReturnNormalizer(nn.Module):
         self.low.copy_(torch.where(finite, self.low + self.rate * (low - self.low), self.low))
         self.high.copy_(torch.where(finite, self.high + self.rate * (high - self.high), self.high))
         return (self.high - self.low).clamp(min=1.0)
+
+    @torch.no_grad()
+    def keep(self, healthy: Tensor, low: Tensor, high: Tensor) -> None:
+        """Go back to ``low`` and ``high`` where the update was not healthy."""
+        self.low.copy_(torch.where(healthy, self.low, low))
+        self.high.copy_(torch.where(healthy, self.high, high))

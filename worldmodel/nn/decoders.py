@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.distributions import symlog
@@ -63,8 +64,9 @@ class PatchDecoderNet(nn.Module):
         """(N, F) -> (N, h, w, C) in [0, 1]."""
         h, w = self.grid
         patches = self.out(self.expand(features).reshape(-1, h * w, self.out[0].scale.shape[0]))  # type: ignore[union-attr]
-        frames = F.pixel_shuffle(patches.transpose(1, 2).reshape(-1, patches.shape[-1], h, w), self.patch)
-        return torch.sigmoid(frames.float()).movedim(1, -1)
+        p = self.patch
+        frames = rearrange(patches, "n (h w) (p q c) -> n (h p) (w q) c", h=h, w=w, p=p, q=p)
+        return torch.sigmoid(frames.float())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.distributions import symlog
@@ -57,8 +58,8 @@ class PatchNet(nn.Module):
         self.out_dim = units
 
     def forward(self, x: Tensor) -> Tensor:
-        # (N, C, h, w) -> (N, patches, C*p*p)
-        patches = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
+        p = self.patch
+        patches = rearrange(x, "n c (h p) (w q) -> n (h w) (p q c)", p=p, q=p)
         return self.mix(self.embed(patches).flatten(1))
 
 

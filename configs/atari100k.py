@@ -1,0 +1,39 @@
+"""Atari100k: 100k decisions, 400k frames."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from worldmodel.config import Run
+from worldmodel.configs import published
+from worldmodel.configs.sizes import Objective, Size, Version, dreamer
+from worldmodel.envs.atari import AtariConfig, game_name
+from worldmodel.replay.config import ReplayConfig
+from worldmodel.train.config import TrainConfig
+
+
+def atari100k(
+    task: str = "boxing",
+    size: Size = "200m",
+    version: Version = "2024",
+    objective: Objective = "reconstruction",
+) -> Run:
+    """Atari100k from 64 x 64 RGB. "2024": ratio 128, all 18 actions; "main": ratio 256; "2023": ratio 1024."""
+    settings: dict[Version, dict[str, Any]] = {
+        "2023": {"ratio": 1024, "env": {}},
+        "2024": {"ratio": 128, "env": {"actions": "full", "noops": 0}},
+        "main": {"ratio": 256, "env": {}},
+    }
+    s = settings[version]
+    name: Literal["2023", "2024"] = "2023" if version == "2023" else "2024"
+    table = published.ATARI100K_2023 if name == "2023" else published.ATARI100K_2024
+    what = f"DreamerV3 {name}, Atari100k at 400k frames, training episodes (this run: version {version})"
+    return Run(
+        env=AtariConfig.atari100k(task, **s["env"]),
+        agent=dreamer(size, version=version, objective=objective),
+        replay=ReplayConfig(capacity=110_000, batch_size=16, length=64),
+        train=TrainConfig(
+            steps=100_000, num_envs=1, train_ratio=s["ratio"], eval_every=25_000, eval_episodes=10, eval_envs=5
+        ),
+        published=published.answer(table, game_name(task), what),
+    )

@@ -1,0 +1,107 @@
+"""LaProp and AGC against a loop written from the formulas."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from worldmodel.nn.blocks import BlockLinear, Linear
+from worldmodel.nn.optim import LaProp
+
+
+def reference_step(p, g, state, *, lr, clip, warmup):
+    """One tensor, plain Python floats where it can."""
+    state["t"] += 1
+    t = state["t"]
+    g = g / max(1.0, g.norm().item() / (clip * max(1e-3, p.norm().item())))
+    state["nu"] = 0.999 * state["nu"] + 0.001 * g * g
+    g = g / ((state["nu"] / (1 - 0.999**t)).sqrt() + 1e-20)
+    state["mu"] = 0.9 * state["mu"] + 0.1 * g
+    return p - lr * min(1.0, t / warmup) * state["mu"] / (1 - 0.9**t)
+
+
+def test_laprop_with_agc_equals_the_formulas_over_many_steps():
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.zeros(5)), nn.Parameter(torch.randn(2) * 1e-4)]
+    expected = [p.detach().clone().double() for p in parameters]
+    states = [{"t": 0, "nu": torch.zeros_like(p), "mu": torch.zeros_like(p)} for p in expected]
+    optimizer = LaProp(parameters, lr=0.01, clip=0.3, warmup=4)
+    for _ in range(12):
+        grads = [torch.randn_like(p) * 10 for p in parameters]
+        optimizer.zero_grad()
+        for p, g in zip(parameters, grads):
+            assert p.grad is not None
+            p.grad.add_(g)
+        optimizer.step()
+        expected = [reference_step(p, g.double(), s, lr=0.01, clip=0.3, warmup=4) for p, g, s in zip(expected, grads, states)]
+    for p, q in zip(parameters, expected):
+        torch.testing.assert_close(p.detach().double(), q, rtol=1e-4, atol=1e-6)
+
+
+def test_zero_gradient_moves_nothing_and_makes_no_nan():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = LaProp([p], lr=1.0, warmup=0)
+    optimizer.step()
+    assert p.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_zero_initialised_tensor_can_move():
+    p = nn.Parameter(torch.zeros(3))
+    optimizer = LaProp([p], lr=0.1, warmup=0)
+    p.grad.fill_(5.0)
+    optimizer.step()
+    assert (p < 0).all()
+
+
+def test_tiny_gradients_are_not_flushed_away():
+    p = nn.Parameter(torch.ones(1))
+    optimizer = LaProp([p], lr=0.1, warmup=0)
+    p.grad.fill_(1e-12)
+    optimizer.step()
+    # RMS scaling makes the first step lr whatever the gradient's size
+    assert math.isclose(p.item(), 0.9, rel_tol=1e-4)
+
+
+def test_a_non_finite_gradient_changes_no_state_at_all():
+    torch.manual_seed(1)
+    p, q = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(2))
+    optimizer = LaProp([p, q], lr=0.1, warmup=5)
+    p.grad.copy_(torch.randn(4))
+    optimizer.step()
+    before = [p.detach().clone(), q.detach().clone(), *(x.clone() for x in optimizer.state_dict().values())]
+    for poison in (float("nan"), float("inf")):
+        optimizer.zero_grad()
+        q.grad.fill_(1.0)
+        p.grad[2] = poison
+        report = optimizer.step()
+        assert not report["healthy"]
+    after = [p, q, *optimizer.state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+
+
+def test_parameters_stay_usable_modules_after_flattening():
+    layer = nn.Linear(3, 2)
+    x = torch.randn(5, 3)
+    before = layer(x)
+    optimizer = LaProp(layer.parameters(), lr=0.1, warmup=0)
+    torch.testing.assert_close(layer(x), before)
+    layer(x).sum().backward()
+    optimizer.step()
+    assert not torch.allclose(layer(x), before)
+    layer.load_state_dict({k: torch.zeros_like(v) for k, v in layer.state_dict().items()})
+    assert optimizer.flat.abs().sum() == 0, "loading weights writes into the flat buffer"
+
+
+def test_initial_weights_have_variance_one_over_fan_in_and_are_cut_at_two_sigma():
+    torch.manual_seed(0)
+    weight = Linear(400, 600).weight.detach()
+    assert math.isclose(weight.std().item(), 1 / 20, rel_tol=0.01)
+    assert weight.abs().max().item() <= 2 * 1.1368 / 20 + 1e-6
+    half = Linear(400, 600, scale=0.5).weight.detach()
+    assert math.isclose(half.std().item(), 0.5 / 20, rel_tol=0.02)
+    assert Linear(400, 3, scale=0.0).weight.abs().max() == 0
+    # a block-linear layer counts its total input width, not one block's
+    blocks = BlockLinear(512, 1024, 8).weight.detach()
+    assert math.isclose(blocks.std().item(), 1 / math.sqrt(512), rel_tol=0.02)
