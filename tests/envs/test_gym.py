@@ -424,6 +424,35 @@ def test_only_environments_we_know_whole_offer_copies(monkeypatch: pytest.Monkey
     assert not isinstance(GymConfig(id=f"{__name__}:stacked").build(), Clones)
 
 
+def test_our_own_environments_copy_themselves_and_the_wrappers_are_copied_around_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Ours(Scripted):
+        __module__ = "worldmodel.envs.toys.made_up"
+        ticks = 0
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            self.ticks += 1
+            return np.full(2, self.ticks), 0.0, False, False, {}
+
+        def get_state(self) -> dict[str, Any]:
+            return {"ticks": self.ticks}
+
+        def set_state(self, state: dict[str, Any]) -> None:
+            self.ticks = state["ticks"]
+
+    monkeypatch.setattr(sys.modules[__name__], "ours", lambda: gymnasium.wrappers.TimeLimit(Ours(), 4), raising=False)
+    env, other = (GymConfig(id=f"{__name__}:ours").build() for _ in range(2))
+    assert isinstance(env, Clones) and isinstance(other, Clones)
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(one_hot(0, 3))
+    other.reset(seed=0)
+    other.set_state(env.get_state())
+    step = other.step(one_hot(0, 3))
+    assert (step.obs["vector"].tolist(), step.is_last, step.is_terminal) == ([4.0, 4.0], True, False)
+
+
 def test_the_module_and_a_config_need_neither_torch_nor_gymnasium() -> None:
     code = (
         "import sys; from worldmodel.envs.gym import GymConfig; GymConfig(id='CartPole-v1'); "
