@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -95,22 +96,19 @@ def test_a_loaded_replay_goes_on_bit_for_bit(
             # Half of the time the loaded one lives on, so that saves after loads are covered as well.
             if k % 2:
                 replay = life.replay = loaded
+    # The one that was never saved away and one loaded from its last save live the same life from here on.
     twin = build()
     twin.load(folder / str(len(operations)))
-    life.replay = build()
-    life.replay.load(folder / str(len(operations)))
-    other = Life(twin, 0)
-    other.steps = [list(past) for past in life.steps]
-    life.rng, other.rng = torch_free_rng(seed), torch_free_rng(seed)
-    for each in (life, other):
-        each.live(slots + 3)
-    assert equal(life.replay.sample(), twin.sample())
-
-
-def torch_free_rng(seed: int) -> Any:
-    import numpy as np
-
-    return np.random.default_rng(seed)
+    if twin.window.starts:
+        learn(twin, 77)
+    other = Life(twin, 0, abandon=life.abandon)
+    other.steps = [[dict(step) for step in past] for past in life.steps]
+    life.rng, other.rng = np.random.default_rng(seed), np.random.default_rng(seed)
+    for _ in range(2):
+        for each in (life, other):
+            each.live(slots // 2 + 2)
+        assert equal(learn(life.replay, 5), learn(twin, 5))
+    assert life.replay.digest() == twin.digest()
 
 
 CHILD = """
@@ -250,9 +248,9 @@ def test_damage_is_found_and_named(tmp_path: Path) -> None:
     described = json.loads(good[tmp_path / "replay.json"])
     for change, told in (
         ({"format": 99}, "has format 99"),
-        ({"steps": described["steps"][1:]}, "lists no file for step 0"),
-        ({"steps": described["steps"][:-1]}, "lists no file for step 14"),
-        ({"memory": []}, "lists no file for step 0"),
+        ({"steps": described["steps"][1:]}, r"lists no \w+ file for step 0"),
+        ({"steps": described["steps"][:-1]}, r"lists no steps file for step 14"),
+        ({"memory": []}, r"lists no \w+ file for step 0"),
     ):
         (tmp_path / "replay.json").write_text(json.dumps(described | change))
         with pytest.raises(CheckpointError, match=told):

@@ -22,18 +22,25 @@ class ReplayConfig:
     """Share of a batch's rows that may come from the online queue (fresh, non-overlapping sequences, each consumed once
     before older data is drawn); 0 switches the queue off."""
     priority_exponent: float = 0.8
-    """Priorities are raised to this power."""
+    """Priorities are raised to this power (alpha of Schaul et al. 2016, eq. 1)."""
+    importance_exponent: float = 0.4
+    """Power of the importance weights of prioritised draws (beta of Schaul et al. 2016); 0: all weights are 1."""
+    min_starts: int = 0
+    """Start positions held before the first batch is drawn; 0: batch_size x length."""
     memory_budget: float = 0.5
     """Hard cap: the share of the free memory of the device that holds it that may be taken at full capacity."""
     device: Literal["auto", "host", "learner"] = "auto"
-    """Where storage lives: host memory, or the learner's device; "auto" takes the learner's where it fits the budget."""
+    """Where storage lives: host memory, or the learner's device; "auto" takes the learner's where the budget allows."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.length < 1:
             raise ValueError(f"batch_size and length must be at least 1, got {self.batch_size} and {self.length}")
         if self.capacity < self.length + 1:
-            raise ValueError(f"capacity must hold one sequence of length + 1 = {self.length + 1} steps, got {self.capacity}")
+            raise ValueError(f"capacity must be at least length + 1 = {self.length + 1} steps, got {self.capacity}")
         if not 0 <= self.online_fraction <= 1:
             raise ValueError(f"online_fraction must be in [0, 1], got {self.online_fraction}")
+        for name in ("priority_exponent", "importance_exponent", "min_starts"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
         if not 0 < self.memory_budget <= 1:
             raise ValueError(f"memory_budget must be in (0, 1], got {self.memory_budget}")
