@@ -62,7 +62,7 @@ class Display:
         every: float = 10.0,
     ) -> None:
         self.total_steps, self.title, self.every = total_steps, title, every
-        self._console = Console(file=stream or sys.stdout, highlight=False)
+        self._console = Console(file=stream or sys.stdout, highlight=False, emoji=False)
         terminal = self._console.is_terminal and not self._console.is_dumb_terminal
         self._facts: Facts | None = None
         self._shown: Facts | None = None

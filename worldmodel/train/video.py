@@ -64,7 +64,8 @@ def open_loop_grid(truth: Any, model: Any, context: int, *, scale: int = 1) -> n
     """Lay sequences side by side, three rows each: what happened, what the model says, how far it is off.
 
     The frame round model and error is green while the model is shown the truth (``t < context``), then red: from there
-    on it imagines. Errors are absolute, their largest channel, from black over red and yellow to white at half the range.
+    on it imagines. Errors are absolute, their largest channel, from black over red and yellow to white at half
+    the range.
 
     Args:
         truth: (B, T, h, w, C) uint8, or float in [0, 1].
@@ -234,7 +235,7 @@ class _Chart:
         points = [p for curve in curves.values() for p in curve]
         low, high = min((p[2] for p in points), default=0.0), max((p[3] for p in points), default=1.0)
         self.x_ticks = nice_ticks(0.0, max((p[0] for p in points), default=1.0), 8)
-        self.y_ticks = nice_ticks(low, high, 6)
+        self.y_ticks = nice_ticks(low, high, 8)
         self.left, self.right = 78 * self.zoom, self.width - 24 * self.zoom
         self.top, self.bottom = 44 * self.zoom, self.height - 56 * self.zoom
 
@@ -281,8 +282,9 @@ class _Chart:
                 line = [self.at(x, mean) for x, mean, _, _ in points]
                 self.pen.line(line, fill=colour, width=2 * self.zoom, joint="curve")
             if len(points) <= 40:
-                for x, mean, _, _ in points:
-                    self.pen.circle(self.at(x, mean), 3 * self.zoom, fill=colour)
+                for left, top in (self.at(x, mean) for x, mean, _, _ in points):
+                    r = 3 * self.zoom
+                    self.pen.ellipse((left - r, top - r, left + r, top + r), fill=colour)
         if not any(self.curves.values()):
             self.write((self.left + self.right) / 2, (self.top + self.bottom) / 2, "no scores yet", 14, "mm")
 
@@ -304,7 +306,8 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
     >>> nice_ticks(3.0, 947.0, 6)
     [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]
     """
-    if not high > low:
+    # Beyond this the labels of neighbours would be the same text.
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-30):
         pad = abs(low) * 0.1 or 0.5
         low, high = low - pad, high + pad
     rough = (high - low) / max(most - 1, 1)
