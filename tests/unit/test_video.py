@@ -33,7 +33,8 @@ def test_an_apng_is_lossless_and_keeps_its_pace(tmp_path: Path) -> None:
     frames = noise(5, 7, 9, 3)
     path = save_animation(tmp_path / "deep" / "a.png", frames, fps=20)
     with Image.open(path) as image:
-        assert len(list(ImageSequence.Iterator(image))) == 5 and image.info["duration"] == 50 and image.info["loop"] == 0
+        assert len(list(ImageSequence.Iterator(image))) == 5
+        assert image.info["duration"] == 50 and image.info["loop"] == 0
         for i, frame in enumerate(frames):
             image.seek(i)
             np.testing.assert_array_equal(np.asarray(image.convert("RGB")), frame)

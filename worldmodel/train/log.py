@@ -292,7 +292,9 @@ class _Events:
 
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        unique = f"{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
+        # TensorBoard reads the files in the order of their names, and a resumed run may start within the same second.
+        seconds, nanos = divmod(time.time_ns(), 10**9)
+        unique = f"{seconds:010d}.{nanos:09d}.{platform.node()}.{os.getpid()}"
         self._file = (self.folder / f"events.out.tfevents.{unique}").open("xb")
         self._records = RecordWriter(self._file)
         self._record(Event(wall_time=time.time(), file_version="brain.Event:2"))
