@@ -41,7 +41,7 @@ def make(
     seed: int = 0,
     **config: Any,
 ) -> RingReplay:
-    numbers = {"capacity": 40, "batch_size": 4, "length": 3} | config
+    numbers: dict[str, Any] = {"capacity": 40, "batch_size": 4, "length": 3} | config
     spec = EnvSpec(name="test", obs=OBS, action=action)
     return make_replay(
         ReplayConfig(**numbers), spec, MEMORY if memory is None else memory, num_envs, device=CPU, seed=seed

@@ -140,8 +140,7 @@ class RingReplay:
         if action.shape != (self.num_envs, self._action.size):
             wanted = (self.num_envs, self._action.size)
             raise ValueError(f"actions of a step must be {wanted}, got {tuple(action.shape)}")
-        action = action.to(self.storage.device, non_blocking=True)
-        is_last = is_last.to(self.storage.device, non_blocking=True)
+        action, is_last = self.storage.bring(action), self.storage.bring(is_last)
         if self._action.kind == "discrete":
             nothing = is_last | ~action.any(-1)
             chosen = action.argmax(-1).masked_fill_(nothing, self._action.size)
@@ -152,7 +151,7 @@ class RingReplay:
     def _cut_abandoned(self, is_first: Tensor) -> None:
         """End the previous step's episode where a new one begins; where it had ended already, nothing changes."""
         previous = (self._count - 1) % self.storage.slots
-        is_first = is_first.to(self.storage.device)
+        is_first = self.storage.bring(is_first)
         self.storage.at("is_last", previous).logical_or_(is_first)
         action = self.storage.at("action", previous)
         if self._action.kind == "discrete":
@@ -252,7 +251,7 @@ class RingReplay:
             raise ValueError("write_back needs batch.index, got None; pass a batch that sample() returned")
         if not update.memory and update.priority is None:
             return
-        rows, source = self._targets(batch.index.to(self.storage.device, non_blocking=True))
+        rows, source = self._targets(self.storage.bring(batch.index))
         if update.memory and sorted(update.memory) != [name.removeprefix("memory/") for name in self._memory_keys]:
             known = [name.removeprefix("memory/") for name in self._memory_keys]
             raise ValueError(f"write_back needs memory for {known}, got {sorted(update.memory)}")
@@ -264,7 +263,7 @@ class RingReplay:
             self._sampler.update(rows, self._arrange(update.priority.float(), source))
 
     def _arrange(self, value: Tensor, source: Tensor) -> Tensor:
-        return value.detach().flatten(0, 1).to(self.storage.device, non_blocking=True).index_select(0, source)
+        return self.storage.bring(value.detach().flatten(0, 1)).index_select(0, source)
 
     def _check_memory(self, name: str, value: Tensor, batch_size: int) -> None:
         column = self.storage.columns[name]

@@ -149,15 +149,20 @@ class Storage:
         """The row that swallows writes."""
         return self.num_envs * self.slots
 
+    def bring(self, value: Tensor) -> Tensor:
+        """``value`` on this device; towards the host it waits, since a host reader would not know that a copy is under
+        way."""
+        return value.to(self.device, non_blocking=self.device.type == "cuda")
+
     def at(self, name: str, slot: int) -> Tensor:
         """(num_envs, ...) view of one slot of one column."""
         return self._grid[name].select(1, slot)
 
     def put(self, name: str, slot: int, value: Tensor) -> None:
         """Store (num_envs, ...) in one slot of one column; the type must be the column's."""
-        if self._host and value.device.type == "cpu":
+        if self._host:
             raw = self._host[name]
-            raw[slot : self.bin : self.slots] = _raw(value.reshape(self.num_envs, raw.shape[1]))
+            raw[slot : self.bin : self.slots] = _raw(self.bring(value).reshape(self.num_envs, raw.shape[1]))
         else:
             self.at(name, slot).copy_(value, non_blocking=True)
 
@@ -173,7 +178,7 @@ class Storage:
         """(M, ...) copies of flat rows (M,), delivered on ``target``: through pinned memory from host to device."""
         flat, shape = self._flat[name], self.columns[name].shape
         if not self._host:
-            return flat.index_select(0, rows).to(target).view(-1, *shape)
+            return flat.index_select(0, rows).to(target).view(-1, *shape)  # waits where target is the host
         out = torch.empty((rows.shape[0], flat.shape[1]), dtype=flat.dtype, pin_memory=target.type == "cuda")
         # "clip" only because "raise" would go through a temporary; rows are in range by construction.
         np.take(self._host[name], rows.numpy(), axis=0, out=_raw(out), mode="clip")
@@ -182,7 +187,7 @@ class Storage:
     def write(self, name: str, rows: Tensor, value: Tensor) -> None:
         """Store (M, ...) over flat rows (M,); equal rows must carry equal values."""
         flat = self._flat[name]
-        value = value.to(self.device, non_blocking=True).reshape(-1, flat.shape[1])
+        value = self.bring(value).reshape(-1, flat.shape[1])
         if self._host:
             self._host[name][rows.numpy()] = _raw(value)
         else:
