@@ -22,7 +22,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from worldmodel.errors import CheckpointError, StorageError
 from worldmodel.train import checkpoint as checkpoint_module
@@ -532,6 +532,20 @@ def test_a_file_size_limit_in_mid_save_is_reported_as_a_full_disk(tmp_path: Path
     assert run_child(work) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["000000000001"]
     assert_is(Checkpoints(tmp_path).latest(on_skip=no_skip), 1)
+
+
+def test_a_full_disk_under_the_safetensors_library_is_a_full_disk_too(tmp_path: Path) -> None:
+    def write(folder: Path, previous: Path | None) -> None:
+        save_file({"a": torch.zeros(10_000)}, folder / "a.safetensors")
+
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+        with pytest.raises(StorageError, match="disk full"):
+            Checkpoints(tmp_path).save(1, tensors={}, documents={}, writers={"replay": write}, meta={})
+
+    assert run_child(work) == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from worldmodel.errors import CheckpointError, StorageError
@@ -266,7 +267,14 @@ def _adopt(
     checkpoint (same inode, hard-linked) was synced and hashed before; its name is added to ``reused``."""
     folder = temporary / name
     folder.mkdir()
-    writer(folder, previous.folder(name) if previous is not None and name in previous.folders else None)
+    try:
+        writer(folder, previous.folder(name) if previous is not None and name in previous.folders else None)
+    except SafetensorError as error:
+        # The safetensors library tells a full disk by a text of its own.
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from error
     entries: list[FileEntry] = []
     for parent, folders, files in os.walk(folder):
         for path in (Path(parent, file) for file in sorted(files)):

@@ -149,9 +149,10 @@ class RunLock:
     def _holder(self) -> Holder | None:
         """None: the file is torn, its writer died while writing it."""
         try:
-            return Holder(**json.loads(self.path.read_bytes()))
+            holder = Holder(**json.loads(self.path.read_bytes()))
         except (ValueError, TypeError):
             return None
+        return holder if type(holder.pid) is int and 0 < holder.pid < 1 << 31 else None
 
     def _beat(self, mine: Holder) -> None:
         while not self._stop.wait(HEARTBEAT):
