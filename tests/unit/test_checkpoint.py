@@ -163,7 +163,10 @@ def test_a_file_that_only_looks_unchanged_is_hashed(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
 
     def write(content: bytes) -> Callable[[Path, Path | None], None]:
-        return lambda folder, previous: (folder / "a").write_bytes(content) and None
+        def fill(folder: Path, previous: Path | None) -> None:
+            (folder / "a").write_bytes(content)
+
+        return fill
 
     for step, content in enumerate((b"one", b"two")):
         checkpoints.save(step, tensors={}, documents={}, writers={"replay": write(content)}, meta={})
@@ -309,14 +312,14 @@ def zero_tail(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "first bit": flip(0),
     "middle bit": flip(0.5),
     "last bit": flip(1),
     "truncated": truncate,
     "zero tail": zero_tail,
-    "empty": lambda path: path.write_bytes(b"") and None,
-    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0") and None,
+    "empty": lambda path: path.write_bytes(b""),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
     "missing": Path.unlink,
 }
 FILES = ["model.safetensors", "optim.safetensors", "loop.json", "envs.json", "replay/index/active", "manifest.json"]
