@@ -16,7 +16,7 @@ from worldmodel.errors import UserError
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.samplers import Sampler, UniformSampler, Window, make_sampler
 from worldmodel.replay.segments import Segments, canonical, fingerprint
-from worldmodel.replay.storage import Storage, bytes_per_step, choose_device, columns, slots_per_env
+from worldmodel.replay.storage import Storage, bytes_per_step, choose_device, columns, latest_of_equal, slots_per_env
 from worldmodel.types import ArraySpec, Batch, EnvSpec, Step, Update
 
 
@@ -251,19 +251,18 @@ class RingReplay:
             raise ValueError("write_back needs batch.index, got None; pass a batch that sample() returned")
         if not update.memory and update.priority is None:
             return
-        rows, source = self._targets(self.storage.bring(batch.index))
+        rows = self._targets(self.storage.bring(batch.index))
+        latest = latest_of_equal(rows)
         if update.memory and sorted(update.memory) != [name.removeprefix("memory/") for name in self._memory_keys]:
             known = [name.removeprefix("memory/") for name in self._memory_keys]
             raise ValueError(f"write_back needs memory for {known}, got {sorted(update.memory)}")
         for key, value in update.memory.items():
             name = f"memory/{key}"
             self._check_memory(name, value, batch.index.shape[0])
-            self.storage.write(name, rows, self._arrange(value, source))
+            self.storage.write(name, rows, value.detach().flatten(0, 1), latest)
         if update.priority is not None:
-            self._sampler.update(rows, self._arrange(update.priority.float(), source))
-
-    def _arrange(self, value: Tensor, source: Tensor) -> Tensor:
-        return self.storage.bring(value.detach().flatten(0, 1)).index_select(0, source)
+            priority = self.storage.bring(update.priority.detach().float().flatten())
+            self._sampler.update(rows, priority.index_select(0, latest))
 
     def _check_memory(self, name: str, value: Tensor, batch_size: int) -> None:
         column = self.storage.columns[name]
@@ -272,14 +271,11 @@ class RingReplay:
             got = f"{value.dtype} {tuple(value.shape)}"
             raise ValueError(f"{name} to write back must be {column.dtype} {wanted}, got {got}")
 
-    def _targets(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 2) to flat rows (B*T,) to write and, for each, which of the B*T values it shall get: equal rows get the
-        same value (the last one given), so the scatter is deterministic on every device."""
+    def _targets(self, index: Tensor) -> Tensor:
+        """(B, 2) to the flat rows (B*T,) of the steps still held; the bin for the others."""
         step = index[:, 1:] + self._arange[:-1]
         rows = index[:, :1] * self.storage.slots + step % self.storage.slots
-        rows = torch.where(step >= self.window.low, rows, self.storage.bin).flatten()
-        ordered, position = rows.sort(stable=True)
-        return rows, position[torch.searchsorted(ordered, rows, right=True) - 1]
+        return torch.where(step >= self.window.low, rows, self.storage.bin).flatten()
 
     # Counting
 

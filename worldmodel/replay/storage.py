@@ -184,14 +184,32 @@ class Storage:
         np.take(self._host[name], rows.numpy(), axis=0, out=_raw(out), mode="clip")
         return out.to(target, non_blocking=True).view(-1, *shape)
 
-    def write(self, name: str, rows: Tensor, value: Tensor) -> None:
-        """Store (M, ...) over flat rows (M,); equal rows must carry equal values."""
+    def write(self, name: str, rows: Tensor, value: Tensor, latest: Tensor | None = None) -> None:
+        """Store (M, ...) over flat rows (M,); of equal rows the last one counts.
+
+        Args:
+            latest: (M,) what :func:`latest_of_equal` says of ``rows``; None promises that no two are equal.
+        """
         flat = self._flat[name]
         value = self.bring(value).reshape(-1, flat.shape[1])
         if self._host:
-            self._host[name][rows.numpy()] = _raw(value)
+            self._host[name][rows.numpy()] = _raw(value)  # numpy assigns in order
         else:
-            flat.index_copy_(0, rows, value)
+            flat.index_copy_(0, rows, value if latest is None else value.index_select(0, latest))
+
+
+def latest_of_equal(rows: Tensor) -> Tensor:
+    """(M,) to (M,): for each row number the position of its last occurrence. Giving equal rows equal values makes a
+    scatter deterministic on every device.
+
+    >>> latest_of_equal(torch.tensor([7, 5, 7]))
+    tensor([2, 1, 2])
+    """
+    if rows.device.type == "cpu":  # not torch's searchsorted, which starts threads for 200 numbers
+        order = rows.numpy().argsort(kind="stable")
+        return torch.from_numpy(order[rows.numpy()[order].searchsorted(rows.numpy(), side="right") - 1])
+    ordered, position = rows.sort(stable=True)
+    return position[torch.searchsorted(ordered, rows, right=True) - 1]
 
 
 def _raw(value: Tensor) -> np.ndarray:
