@@ -175,10 +175,14 @@ def test_a_save_never_links_what_another_run_wrote(tmp_path: Path) -> None:
     for seed in (0, 1):
         replay = make(2, capacity=200)
         Life(replay, seed).live(22)
-        replay.save(tmp_path / str(seed), tmp_path / "0" if seed else None)
-        loaded = make(2, capacity=200)
-        loaded.load(tmp_path / str(seed))
-        assert loaded.digest() == replay.digest()
+        replay.save(tmp_path / f"own{seed}")
+    replay.save(tmp_path / "mixed", tmp_path / "own0")  # equal names and sizes, other content
+    loaded = make(2, capacity=200)
+    loaded.load(tmp_path / "mixed")
+    assert loaded.digest() == replay.digest()
+    linked = tmp_path / "own0" / "steps-00000000.safetensors"
+    assert not linked.samefile(tmp_path / "mixed" / "steps-00000000.safetensors")
+    assert linked.stat().st_size == (tmp_path / "mixed" / "steps-00000000.safetensors").stat().st_size
 
 
 def test_saves_go_on_without_the_previous_one_or_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
