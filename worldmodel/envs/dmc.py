@@ -173,13 +173,14 @@ class DMCEnv:
         if self._is_over:
             raise EnvError(f"{self._spec.name} was stepped after the end of its episode; call reset first")
         control = self._control(action)
-        reward = 0.0
-        for _ in range(self._config.repeat):
+        reward, repeated = 0.0, 0
+        while True:
             step = self._guarded(self._env.step, control)
             reward += float(step.reward or 0.0)
+            repeated += 1
             self._frames += 1
-            if step.last() or self._frames >= self._config.max_frames:
-                self._is_over = True
+            self._is_over = bool(step.last()) or self._frames >= self._config.max_frames
+            if self._is_over or repeated == self._config.repeat:
                 break
         return EnvStep(
             obs=self._observe(step.observation),

@@ -79,6 +79,7 @@ class GLChoice:
 
 
 _chosen: dict[str, GLChoice] = {}
+"""By backend, what this process found out."""
 
 
 def probe(backend: str, timeout: float = PROBE_SECONDS) -> tuple[bool, str]:
@@ -137,7 +138,7 @@ def choose_backend(try_backend: Callable[[str], tuple[bool, str]] | None = None)
         if works:
             choice = GLChoice(backend=backend, device=words, failures=failures)
             if try_backend is None:
-                _chosen[os.environ.get("MUJOCO_GL", "")] = choice
+                _chosen[backend] = choice
                 os.environ["MUJOCO_GL"] = backend
                 os.environ[_VERDICT] = f"{backend}|{words}"
             return choice
@@ -148,10 +149,9 @@ def choose_backend(try_backend: Callable[[str], tuple[bool, str]] | None = None)
 def _known() -> GLChoice | None:
     """The verdict of this process or of its parent, as long as it fits what MUJOCO_GL says now."""
     wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if wanted in _chosen:
+        return _chosen[wanted]
     backend, _, device = os.environ.get(_VERDICT, "").partition("|")
-    for choice in _chosen.values():
-        if choice.backend == wanted:
-            return choice
     return GLChoice(backend=backend, device=device) if backend and backend == wanted else None
 
 

@@ -7,7 +7,8 @@ in reflective planes), one ray per pixel.
 What it does not draw: skins (the dog of the Control Suite shows only what lies under its fur), textures on anything
 but planes (their mean colour stands in), flexes, haze, fog, smooth edges (there is no multisampling), shadows and
 mirror images of sites, tendons and transparent geoms, orthographic cameras and lens offsets. Pictures are close to
-OpenGL's but not equal, so results carry the renderer in the environment's name.
+OpenGL's but not equal (floors are lit pixel by pixel, which OpenGL does at the corners of a coarse grid), so results
+carry the renderer in the environment's name.
 """
 
 from __future__ import annotations
