@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,18 @@ def start(run: Run, run_dir: Path, *, preset: str = "", preset_args: dict[str, A
         return _train(run, run_dir, live=live)
 
 
-def resume(run_dir: Path, *, change: Callable[[Run], Run] = lambda run: run, live: bool | None = None) -> Summary:
+def resume(
+    run_dir: Path, *, change: Callable[[Run], Run] = lambda run: run, live: bool | None = None, allow: Sequence[str] = (),
+) -> Summary:
     """Go on from the newest valid checkpoint of a run folder.
 
-    Args: change: gives the run with allowed changes (more steps, other cadences); others are refused.
+    Args:
+        change: gives the run with allowed changes (more steps, other cadences); others are refused.
+        allow: modules outside of this package that its configuration may name.
     Raises: CheckpointError, UserError.
     """
     run_dir = Path(run_dir)
-    old = read_run(run_dir)
+    old = read_run(run_dir, allow=allow)
     run = change(old)
     configs.validate_resume(old, run)
     with RunLock(run_dir):
@@ -64,14 +68,14 @@ def resume(run_dir: Path, *, change: Callable[[Run], Run] = lambda run: run, liv
         return _train(run, run_dir, live=live, restart=lambda say: checkpoints.latest(on_skip=say))
 
 
-def read_run(run_dir: Path) -> Run:
-    """The Run of a folder. Raises: UserError when it is not a run folder."""
+def read_run(run_dir: Path, *, allow: Sequence[str] = ()) -> Run:
+    """The Run of a folder; ``allow`` names modules outside of this package that it may use. Raises: UserError when it is not a run folder."""
     path = Path(run_dir) / "config.json"
     if not path.is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no config.json; give the --run-dir of a `worldmodel train`")
     try:
         document = json.loads(path.read_text())
-        return configs.from_json(document["run"])
+        return configs.from_json(document["run"], allow=allow)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from error
 
@@ -85,9 +89,11 @@ class Loaded:
     checkpoint: Checkpoint
 
 
-def load(run_dir: Path, *, device: str = "auto", say: Say = lambda text: None) -> Loaded:
+def load(
+    run_dir: Path, *, device: str = "auto", say: Say = lambda text: None, allow: Sequence[str] = ()
+) -> Loaded:
     """The agent of a run folder with the weights of its newest valid checkpoint."""
-    run = read_run(run_dir)
+    run = read_run(run_dir, allow=allow)
     checkpoint = Checkpoints(Path(run_dir) / "checkpoints").latest(on_skip=say)
     env = run.env.build(0)
     try:
@@ -98,9 +104,12 @@ def load(run_dir: Path, *, device: str = "auto", say: Say = lambda text: None) -
     return Loaded(agent=agent, run=run, checkpoint=checkpoint)
 
 
-def evaluate(run_dir: Path, *, episodes: int = 100, explore: bool = False, seed: int = 10_000, device: str = "auto", say: Say = lambda text: None) -> tuple[Scores, Loaded]:
+def evaluate(
+    run_dir: Path, *, episodes: int = 100, explore: bool = False, seed: int = 10_000, device: str = "auto",
+    say: Say = lambda text: None, allow: Sequence[str] = (),
+) -> tuple[Scores, Loaded]:
     """Evaluate the newest valid checkpoint; an evaluation needs nothing but the folder."""
-    loaded = load(run_dir, device=device, say=say)
+    loaded = load(run_dir, device=device, say=say, allow=allow)
     pick_threads(loaded.run)
     pool = make_pool(loaded.run.env, min(episodes, loaded.run.train.eval_envs), on_event=say)
     try:
