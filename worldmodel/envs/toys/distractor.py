@@ -11,8 +11,8 @@ from worldmodel.envs.toys.draw import UNITS
 TEXTURES = 8
 WAVES = 6
 """Waves that make one channel of a texture."""
-FASTEST = 1.5
-"""Largest drift of a layer along each axis, units per step."""
+SLOWEST, FASTEST = 1.0, 2.0
+"""Drift of a layer along each axis, units per step: every picture differs from the one before."""
 BRIGHTEST = 96
 """Of one layer: what is drawn in front is brighter than the sum of both."""
 DRAWS = 10
@@ -36,7 +36,9 @@ class Distractor:
         size = self._size
         self.state["texture"][rows] = (uniform[:, :2] * TEXTURES).astype(np.int64)
         self.state["corner"][rows] = uniform[:, 2:6].reshape(-1, 2, 2) * size
-        self.state["drift"][rows] = (2 * uniform[:, 6:].reshape(-1, 2, 2) - 1) * (FASTEST * size / UNITS)
+        way = 2 * uniform[:, 6:].reshape(-1, 2, 2) - 1
+        speed = SLOWEST + (FASTEST - SLOWEST) * np.abs(way)
+        self.state["drift"][rows] = np.where(way < 0, -speed, speed) * (size / UNITS)
 
     def advance(self) -> None:
         """Drift by one step."""

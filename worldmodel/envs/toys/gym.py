@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -19,7 +19,7 @@ class ToyGym(gymnasium.Env[np.ndarray, Any]):
     (64, 64, 3)
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 12}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 12}  # noqa: RUF012 (Gymnasium declares it so)
 
     def __init__(
         self, task: TaskName, size: int = 32, distractor: DistractorName = "none", delay: int = 8,
