@@ -83,7 +83,8 @@ def config_hash(run: Run) -> str:
     """16 hexadecimal digits of everything that decides the run (``published`` is only about it)."""
     document = to_json(run)
     document.pop("published", None)
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+    values = {path: _canonical(leaf) for path, leaf in _flat(document).items()}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # Changes
@@ -97,11 +98,8 @@ def diff(old: Any, new: Any) -> list[str]:
     """
     before, after = _flat(to_json(old)), _flat(to_json(new))
     paths = list(dict.fromkeys([*before, *after]))
-    return [
-        f"{path}: {_said(before, path)} -> {_said(after, path)}"
-        for path in paths
-        if _said(before, path) != _said(after, path)
-    ]
+    said = [(path, _said(before, path), _said(after, path)) for path in paths]
+    return [f"{path}: {was} -> {becomes}" for path, was, becomes in said if was != becomes]
 
 
 def validate_resume(old: Run, new: Run) -> None:
@@ -125,7 +123,12 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _said(flat: dict[str, Any], path: str) -> str:
-    return json.dumps(flat[path]) if path in flat else "(not there)"
+    return json.dumps(_canonical(flat[path])) if path in flat else "(not there)"
+
+
+def _canonical(value: Any) -> Any:
+    """128.0 and 128 are the same number to every field that may hold either."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 # Encoding

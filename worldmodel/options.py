@@ -68,16 +68,19 @@ def names(config: Any, prefix: str = "", *, flat: Collection[str] = ()) -> list[
 
 
 def closest(given: str, known: Iterable[str], n: int = 2) -> list[str]:
-    """Options that may have been meant: those that end in the same word first, then those that look alike.
+    """Options that may have been meant: those that end in the same word, then those that look alike.
 
     >>> closest("--lr", ["--agent.lr", "--train.steps"])
     ['--agent.lr']
     """
     known = list(known)
-    leaf = given.lstrip("-").rpartition(".")[2]
-    same = [name for name in known if name.lstrip("-").rpartition(".")[2] == leaf]
-    alike = difflib.get_close_matches(given, known, n=n, cutoff=0.7)
-    return list(dict.fromkeys([*sorted(same, key=lambda name: name not in alike), *alike]))[:n]
+    group, _, leaf = given.lstrip("-").rpartition(".")
+    split = [(name, *name.lstrip("-").rpartition(".")[::2]) for name in known]
+    same = [name for name, _, last in split if last == leaf]
+    beside = {last: name for name, inside, last in split if inside == group}
+    near = [beside[last] for last in difflib.get_close_matches(leaf, beside, n=n, cutoff=0.6)]
+    alike = near or difflib.get_close_matches(given, known, n=n, cutoff=0.7)
+    return list(dict.fromkeys([*same, *alike]))[:n]
 
 
 def _tyro(
@@ -94,12 +97,12 @@ def _tyro(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(f"{_sentence(said.getvalue(), flat)}; see `{prog} --help`") from None
+        raise UserError(f"{_sentence(said.getvalue(), (*flat, kind.__name__))}; see `{prog} --help`") from None
     except ValueError as error:  # the objection of the outermost __post_init__ comes as it is
         raise UserError(str(error)) from error
 
 
-def _sentence(box: str, flat: Collection[str] = ()) -> str:
+def _sentence(box: str, prefixes: Collection[str] = ()) -> str:
     """The message in the box that tyro draws around its errors.
 
     >>> _sentence("╭─ Value error ─╮\\n│ Error parsing   │\\n│ --lr: no number │\\n│ ─────── │\\n│ help │\\n╰──╯")
@@ -108,15 +111,16 @@ def _sentence(box: str, flat: Collection[str] = ()) -> str:
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     until = next((i for i, line in enumerate(lines) if not line or set(line) == {"─"}), len(lines))
     text = (" ".join(lines[:until]) or " ".join(box.split())).removeprefix("Error parsing ")
-    for name in flat:
+    for name in prefixes:
         text = text.removeprefix(f"{name}.").removeprefix(f"{name}: ")
+    text = re.sub(r"^Missing from [^:]*: (\S+) .*", r"\1 is missing", text)
     return text.rstrip(".")
 
 
 def _unknown_option(rest: Sequence[str], known: Sequence[str], prog: str) -> str:
     option = next((word for word in rest if word.startswith("-") and not _is_number(word)), None)
     if option is None:
-        return f"unexpected word {rest[0]!r}: options start with --; see `{prog} --help`"
+        return f"unexpected word {rest[0]!r}: names come first, options start with --; see `{prog} --help`"
     given = option.partition("=")[0]
     close = closest(given.replace("_", "-"), known)
     hint = f"did you mean {' or '.join(close)}? " if close else ""

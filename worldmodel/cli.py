@@ -1,0 +1,307 @@
+"""The command line: parses, calls, and turns errors into sentences and exit codes. Help takes no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+import worldmodel
+from worldmodel import config, listing, options, presets
+from worldmodel.errors import DivergenceError, StorageError, UserError, unknown
+
+if TYPE_CHECKING:
+    from worldmodel.config import Run
+    from worldmodel.train.loop import Summary
+
+USAGE = """\
+usage: worldmodel COMMAND [...]
+
+World models learned from pixels, and the agents that learn inside them.
+
+  train [PRESET]   learn, in a new run folder (PRESET: quickstart)
+  resume RUN       go on from the newest checkpoint of a run folder
+  eval RUN         play whole episodes with a trained agent
+  info [PRESET]    what a run would be: configuration, parameters, memory, updates
+  list [KIND]      presets, envs, cores, objectives
+  doctor           what this machine has, lacks, and will use
+
+`worldmodel COMMAND --help` tells more, `worldmodel train PRESET --help` every option of a preset.
+"""
+
+EXIT_CODES: tuple[tuple[type[UserError], int], ...] = ((StorageError, 75), (DivergenceError, 70), (UserError, 2))
+"""sysexits.h: EX_TEMPFAIL, EX_SOFTWARE; and 2, the shell's code for wrong usage."""
+
+RunFolder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of ``train`` that are not part of the run."""
+
+    run_dir: str = ""
+    """Folder of the run, new or empty; runs/PRESET-TASK-SEED-TIME where it is not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """Options of ``info`` that are not part of the run."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """Options of ``resume`` that are not part of the run."""
+
+    allow: tuple[str, ...] = ()
+    """Modules or files outside of worldmodel that the run's configuration may use; they are imported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Evaluate the newest checkpoint of a run folder."""
+
+    run: RunFolder
+    """The run folder."""
+    episodes: int = 100
+    """Whole episodes to play."""
+    sampled: bool = False
+    """Sample from the policy; without this, take its mode."""
+    seed: int = 10_000
+    """Of environments and policy: the same seed gives the same episodes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto" takes the GPU where there is one."""
+    json: bool = False
+    """Print JSON."""
+    allow: tuple[str, ...] = ()
+    """Modules or files outside of worldmodel that the run's configuration may use; they are imported."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """What there is to choose from, a line each."""
+
+    kind: tyro.conf.Positional[Literal["all", "presets", "envs", "cores", "objectives"]] = "all"
+    """What to list."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """What this machine has, lacks, and will use; exit code 1 where training cannot work."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code. An unexpected exception is a bug, and shows its traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except UserError as error:
+        print(f"worldmodel: {error}", file=sys.stderr)
+        return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+    except SystemExit as stop:  # tyro printed help
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        print("worldmodel: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `worldmodel ... | head`: nobody reads on, and that is fine
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in options.HELP:
+        print(USAGE, end="")
+        return 0
+    if words[0] == "--version":
+        print(worldmodel.__version__)
+        return 0
+    if words[0] not in COMMANDS:
+        raise UserError(unknown("command", words[0], COMMANDS))
+    return COMMANDS[words[0]](words[1:])
+
+
+def train(argv: list[str]) -> int:
+    """``worldmodel train [PRESET] [--run-dir DIR] [overrides]``."""
+    name, rest = _preset(argv)
+    if not name and any(word in options.HELP for word in rest):
+        print(_train_help(), end="")
+        return 0
+    preset = presets.find_preset(name or presets.DEFAULT)
+    run, arguments, extra = presets.parse(preset, rest, TrainOptions(), prog=f"worldmodel train {preset.name}")
+    folder = Path(extra.run_dir) if extra.run_dir else presets.default_folder(preset, arguments, run)
+    from worldmodel import runs
+
+    return _finish(runs.start(run, folder, preset=preset.name, preset_args=arguments), folder, run)
+
+
+def resume(argv: list[str]) -> int:
+    """``worldmodel resume RUN [--train.steps N ...]``."""
+    if not argv or argv[0].startswith("-"):
+        if any(word in options.HELP for word in argv):
+            print(f"usage: worldmodel resume RUN [--train.steps N] [...]\n\n{_RESUME}")
+            return 0
+        raise UserError("resume needs a run folder first: `worldmodel resume RUN`")
+    folder, rest = Path(argv[0]), argv[1:]
+    prog = f"worldmodel resume {folder}"
+    asked = options.parse_known(ResumeOptions, rest, prog=prog)
+    allow = [presets.module_name(where) for where in asked.allow]
+    from worldmodel import runs
+
+    changed: list[Run] = []
+
+    def change(old: Run) -> Run:
+        changed.append(presets.override(old, rest, ResumeOptions(), prog=prog, description=_RESUME)[0])
+        return changed[-1]
+
+    summary = runs.resume(folder, change=change, allow=allow)
+    return _finish(summary, folder, changed[-1])
+
+
+def evaluate(argv: list[str]) -> int:
+    """``worldmodel eval RUN --episodes N [--sampled] [--json]``."""
+    asked = options.parse(EvalOptions, argv, prog="worldmodel eval")
+    from worldmodel import runs
+
+    scores, loaded = runs.evaluate(
+        asked.run, episodes=asked.episodes, explore=asked.sampled, seed=asked.seed, device=asked.device,
+        say=_complain, allow=[presets.module_name(where) for where in asked.allow],
+    )
+    how, summary = "sampled" if asked.sampled else "mode", scores.summary()
+    if asked.json:
+        document = {
+            "run": str(asked.run), "env": loaded.run.env.name, "step": loaded.checkpoint.step, "acting": how,
+            "seed": asked.seed, **summary, "returns": scores.returns, "lengths": scores.lengths,
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        print(
+            f"{loaded.run.env.name} at {loaded.checkpoint.step:,} decisions: return {summary['return']:.4g} "
+            f"+- {summary['return_sem']:.2g} by {how}, {asked.episodes} episodes of {summary['length']:.0f} decisions, "
+            f"from {summary['return_min']:.4g} to {summary['return_max']:.4g}"
+        )
+    return 0
+
+
+def info(argv: list[str]) -> int:
+    """``worldmodel info [PRESET] [overrides] [--json]``."""
+    name, rest = _preset(argv)
+    preset = presets.find_preset(name or presets.DEFAULT)
+    run, arguments, extra = presets.parse(preset, rest, InfoOptions(), prog=f"worldmodel info {preset.name}")
+    from worldmodel import info as details
+
+    facts = {
+        "preset": preset.name, "preset_args": arguments, "changed": config.diff(preset.build(arguments), run),
+        **details.describe(run),
+    }
+    if extra.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        chosen = " ".join(f"--{key} {value}" for key, value in arguments.items())
+        _show(details.table(facts, f"{preset.name} {chosen}"))
+    return 0
+
+
+def list_(argv: list[str]) -> int:
+    """``worldmodel list [presets|envs|cores|objectives] [--json]``."""
+    asked = options.parse(ListOptions, argv, prog="worldmodel list")
+    found = {kind: listing.entries(kind) for kind in listing.KINDS if asked.kind in ("all", kind)}
+    if asked.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for kind, entries in found.items():
+        print(kind)
+        print(_lines(entries))
+    return 0
+
+
+def doctor(argv: list[str]) -> int:
+    """``worldmodel doctor [--json]``."""
+    asked = options.parse(DoctorOptions, argv, prog="worldmodel doctor")
+    from worldmodel import doctor as examination
+
+    report = examination.examine()
+    if asked.json:
+        print(json.dumps({"healthy": report.is_healthy, **dataclasses.asdict(report)}, indent=2))
+    else:
+        _show(examination.table(report))
+    return 0 if report.is_healthy else 1
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train, "resume": resume, "eval": evaluate, "info": info, "list": list_, "doctor": doctor,
+}
+
+_RESUME = """Go on from the newest checkpoint of a run folder.
+
+Only length, cadence and machine may change: --train.steps, --train.eval-every, --train.threads, --device, ..."""
+
+
+def _preset(argv: list[str]) -> tuple[str, list[str]]:
+    """The preset comes first; without one the first word is an option, or there is none."""
+    return (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+
+
+def _train_help() -> str:
+    return (
+        "usage: worldmodel train [PRESET] [--run-dir DIR] [--OPTION VALUE ...]\n\n"
+        "Learn in a new run folder. PRESET is one of these, or your own: my_pkg.runs:fn, ./my_model.py:run\n\n"
+        f"{_lines(listing.entries('presets'))}\n\n"
+        "`worldmodel train PRESET --help` lists the options of a preset: its own (--task, --size) and every field of\n"
+        "the run it makes (--agent.lr, --train.steps).\n"
+    )
+
+
+def _lines(entries: dict[str, str]) -> str:
+    width = max(map(len, entries), default=0)
+    return "\n".join(f"  {name:{width}}  {line}" for name, line in entries.items())
+
+
+def _finish(summary: Summary, folder: Path, run: Run) -> int:
+    """Say how it ended, where the pictures are, and what to type next; the exit code."""
+    from worldmodel.train.pictures import draw_curve, newest
+    from worldmodel.train.signals import exit_code
+
+    draw_curve(folder, run.env.name)
+    scores = ", ".join(f"{s.mean:.4g} {'by mode' if how == 'mode' else how}" for how, s in summary.scores.items())
+    print(
+        f"\n{summary.env_steps:,} decisions, {summary.updates:,} updates, {summary.seconds:.0f} s"
+        + (f"; return {scores}" if scores else "")
+    )
+    for name, path in newest(folder).items():
+        print(f"  {name:15} {path}")
+    if summary.reason == "signal" and summary.signal is not None:
+        print(f"stopped by a signal; go on with\n  worldmodel resume {folder}")
+        return exit_code(summary.signal)
+    print(
+        f"next\n  worldmodel eval {folder}\n  worldmodel resume {folder} --train.steps {2 * run.train.steps}\n"
+        f"  tensorboard --logdir {folder.parent}"
+    )
+    return 0
+
+
+def _complain(text: str) -> None:
+    print(f"worldmodel: {text}", file=sys.stderr)
+
+
+def _show(content: Any) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, emoji=False).print(content)
