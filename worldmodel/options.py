@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
@@ -108,13 +109,20 @@ def _sentence(box: str, prefixes: Collection[str] = ()) -> str:
     >>> _sentence("╭─ Value error ─╮\\n│ Error parsing   │\\n│ --lr: no number │\\n│ ─────── │\\n│ help │\\n╰──╯")
     '--lr: no number'
     """
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    until = next((i for i, line in enumerate(lines) if not line or set(line) == {"─"}), len(lines))
-    text = (" ".join(lines[:until]) or " ".join(box.split())).removeprefix("Error parsing ")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    # the first line is the title; a terminal without UTF-8 gets a rule of "-" below it
+    lines = [line.strip("│ ") for line in plain.splitlines()[1:] if not line.startswith("╰")]
+    words = list(itertools.dropwhile(_is_rule, lines))
+    text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), words)) or " ".join(plain.split())
+    text = text.removeprefix("Error parsing ")
     for name in prefixes:
         text = text.removeprefix(f"{name}.").removeprefix(f"{name}: ")
     text = re.sub(r"^Missing from [^:]*: (\S+) .*", r"\1 is missing", text)
     return text.rstrip(".")
+
+
+def _is_rule(line: str) -> bool:
+    return not line.strip("─-")
 
 
 def _unknown_option(rest: Sequence[str], known: Sequence[str], prog: str) -> str:
