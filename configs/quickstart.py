@@ -15,10 +15,10 @@ def quickstart(task: Literal["catch", "glide", "recall"] = "catch", objective: O
     """Catch, Glide or Recall from 32 x 32 pixels, in minutes on two CPU cores."""
     return Run(
         env=ToyConfig(task=task),
-        agent=dreamer("nano", objective=objective, imagination=10),
-        replay=ReplayConfig(capacity=100_000, batch_size=8, length=32),
+        agent=dreamer("nano", objective=objective, imagination=10, lr=3e-3),
+        replay=ReplayConfig(capacity=100_000, batch_size=16, length=16),
         train=TrainConfig(
-            steps=20_000,
+            steps=16_000,
             num_envs=8,
             train_ratio=32,
             eval_every=4_000,

@@ -84,10 +84,13 @@ def _nano(objective: Objective) -> tuple[LatentModelConfig, int]:
     """For CPUs: matrix products only, patches instead of convolutions."""
     units = 64
     model = LatentModelConfig(
-        encoder=PatchEncoderConfig(patch=8, width=32, units=128, layers=2),
-        decoder=PatchDecoderConfig(patch=8, width=32, units=128, layers=2),
-        core=RSSMConfig(deter=128, hidden=64, stoch=16, classes=8, blocks=4),
+        encoder=PatchEncoderConfig(patch=4, width=16, units=128, layers=2),
+        decoder=PatchDecoderConfig(patch=4, width=16, units=128, layers=2),
+        core=RSSMConfig(deter=128, hidden=64, stoch=16, classes=8, blocks=4, logit_scale=5.0),
         objective=OBJECTIVES[objective],
         units=units,
+        # A reconstruction loss sums over pixels: a picture of 32 x 32 has a quarter of 64 x 64, and so has the price of
+        # what is kept of it.
+        rep_scale=0.025,
     )
     return model, units

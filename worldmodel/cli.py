@@ -182,7 +182,7 @@ def evaluate(argv: list[str]) -> int:
 
     scores, loaded = runs.evaluate(
         asked.run, episodes=asked.episodes, explore=asked.sampled, seed=asked.seed, device=asked.device,
-        say=_complain, allow=[presets.module_name(where) for where in asked.allow],
+        say=_note, allow=[presets.module_name(where) for where in asked.allow],
     )
     how, summary = "sampled" if asked.sampled else "mode", scores.summary()
     if asked.json:
@@ -297,8 +297,9 @@ def _finish(summary: Summary, folder: Path, run: Run) -> int:
     return 0
 
 
-def _complain(text: str) -> None:
-    print(f"worldmodel: {text}", file=sys.stderr)
+def _note(text: str) -> None:
+    """What people should know, out of the way of what machines read."""
+    print(text, file=sys.stderr)
 
 
 def _show(content: Any) -> None:

@@ -60,7 +60,10 @@ class PatchNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         p = self.patch
         patches = rearrange(x, "n c (h p) (w q) -> n (h w) (p q c)", p=p, q=p)
-        return self.mix(self.embed(patches).flatten(1))
+        embedded = self.embed(patches)
+        # Most patches show background. Taken off, it no longer drowns the few that show something.
+        embedded = embedded - embedded.mean(1, keepdim=True)
+        return self.mix(embedded.flatten(1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,9 @@ FRAMES = 14
 """Pictures of each ball; it arrives in the last of them."""
 SPEED = 3.0
 """Units that the paddle moves in a step."""
-DRIFT = 1.0
+DRIFT = 0.5
 """The largest sideways speed of a ball, units per step."""
-RADIUS, HALF = 2.0, 3.0
+RADIUS, HALF = 3.0, 4.0
 """The ball's radius and half of the paddle's width, units. A ball is caught when its centre is above the paddle."""
 
 

@@ -48,6 +48,9 @@ class RSSMConfig:
     """Hidden layers of the prior."""
     unimix: float = 0.01
     """Share of the uniform distribution in prior and posterior."""
+    logit_scale: float = 1.0
+    """Multiplies the initial weights of the logits. Published: 1. Larger values make the first samples say more about the
+    picture than about chance, and small moving things are then learned several times sooner (small models on CPUs)."""
     posterior: Literal["recurrent", "frame"] = "recurrent"
     """What the posterior sees: the recurrent state and the token, or the token alone (then it needs no recurrence)."""
 
@@ -78,9 +81,9 @@ class RSSM(nn.Module):
         self.mix = nn.ModuleList(BlockLinear(a, b, c.blocks) for a, b in zip(widths[:-1], widths[1:]))
         self.mix_norms = nn.ModuleList(RMSNorm(c.deter) for _ in self.mix)
         self.gates = BlockLinear(widths[-1], 3 * c.deter, c.blocks)
-        self.prior_head = nn.Sequential(MLP(c.deter, c.hidden, c.img_layers), Linear(c.hidden, flat))
+        self.prior_head = nn.Sequential(MLP(c.deter, c.hidden, c.img_layers), Linear(c.hidden, flat, scale=c.logit_scale))
         posterior_inputs = token_size + (c.deter if c.posterior == "recurrent" else 0)
-        self.posterior_head = nn.Sequential(MLP(posterior_inputs, c.hidden, c.obs_layers), Linear(c.hidden, flat))
+        self.posterior_head = nn.Sequential(MLP(posterior_inputs, c.hidden, c.obs_layers), Linear(c.hidden, flat, scale=c.logit_scale))
 
     def initial(self, batch_size: int) -> RSSMState:
         """Zeros; nothing is learned here."""
