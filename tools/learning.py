@@ -1,0 +1,89 @@
+"""Learning runs as evidence: trains a preset with several seeds, evaluates 100 fresh episodes each, writes one JSON.
+
+    python tools/learning.py catch --seeds 0 1 2 --pass-at 3.6 -- quickstart
+    python tools/learning.py glide_barlow --seeds 0 --pass-at 40.4 -- quickstart --task glide --objective barlow
+
+What it writes, docs/results/NAME.json, holds the command, commit, machine, versions, seeds, the learning curve of each
+run (evaluations by mode, frames, wall seconds) and the final evaluation; it exits with 1 when a seed misses --pass-at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from worldmodel.train.manifest import provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def one_run(folder: Path, arguments: list[str], seed: int, episodes: int) -> dict:
+    """Train, then evaluate what the newest checkpoint holds."""
+    run_dir = folder / f"seed-{seed}"
+    start = time.monotonic()
+    train = [sys.executable, "-m", "worldmodel", "train", *arguments, "--run-dir", str(run_dir), "--seed", str(seed)]
+    log = folder / f"seed-{seed}.log"
+    with log.open("w") as out:
+        subprocess.run(train, check=True, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
+    seconds = time.monotonic() - start
+    command = [sys.executable, "-m", "worldmodel", "eval", str(run_dir), "--episodes", str(episodes), "--json"]
+    final = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
+    scores = [json.loads(line) for line in (run_dir / "scores.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    curve = {
+        kind: [[s["frames"], round(s["return"], 4)] for s in scores if s["kind"] == f"eval_{kind}"] for kind in ("mode", "sampled")
+    }
+    updates = max((row["updates"] for row in metrics if "updates" in row), default=0)
+    return {"seed": seed, "seconds": round(seconds, 1), "updates": updates, "curve": curve, "final": final}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--parallel", type=int, default=1, help="runs side by side; more than 1 makes wall seconds less telling")
+    parser.add_argument("--pass-at", type=float, default=None)
+    parser.add_argument("--folder", type=Path, default=None, help="where the run folders go (default: a temporary folder)")
+    parser.add_argument("preset", nargs="+", help="preset and its overrides, after --")
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp(prefix=f"learning-{args.name}-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(args.parallel) as pool:
+        runs = list(pool.map(lambda seed: one_run(folder, args.preset, seed, args.episodes), args.seeds))
+    returns = [run["final"]["mode"]["return"] if "mode" in run["final"] else run["final"]["return"] for run in runs]
+    result = {
+        "command": "worldmodel train " + " ".join(args.preset),
+        "seeds": args.seeds,
+        "parallel": args.parallel,
+        "evaluation": f"{args.episodes} fresh episodes by the mode of the policy, newest checkpoint",
+        "returns": returns,
+        "pass_at": args.pass_at,
+        "passed": None if args.pass_at is None else [r >= args.pass_at for r in returns],
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "cpu": _cpu()},
+        "provenance": provenance(),
+        "runs": runs,
+    }
+    path = ROOT / "docs" / "results" / f"{args.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{args.name}: returns {returns}, {[r['seconds'] for r in runs]} s -> {path.relative_to(ROOT)}")
+    return 0 if args.pass_at is None or all(result["passed"]) else 1
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
