@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +104,9 @@ class PatchDecoderConfig:
 class Decoder(nn.Module):
     """Features (deter first, then stoch) to every observation key."""
 
-    def __init__(self, obs: dict[str, ArraySpec], image_net, features: int, units: int, layers: int) -> None:
+    def __init__(
+        self, obs: dict[str, ArraySpec], image_net: Callable[[tuple[int, int, int]], Any], features: int, units: int, layers: int
+    ) -> None:
         super().__init__()
         self.specs = dict(sorted(obs.items()))
         self.image_keys = [k for k, s in self.specs.items() if s.is_image]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +113,9 @@ def vector_width(spec: ArraySpec) -> int:
 class Encoder(nn.Module):
     """All observation keys to one token: vectors (symlog, one-hot) through an MLP, images through ``image_net``."""
 
-    def __init__(self, obs: dict[str, ArraySpec], image_net, units: int, layers: int) -> None:
+    def __init__(
+        self, obs: dict[str, ArraySpec], image_net: Callable[[tuple[int, int, int]], Any], units: int, layers: int
+    ) -> None:
         super().__init__()
         self.specs = dict(sorted(obs.items()))
         self.image_keys = [k for k, s in self.specs.items() if s.is_image]
