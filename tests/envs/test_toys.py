@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from worldmodel.envs.seeds import env_seed
 from worldmodel.envs.toys import ToyBatch, ToyConfig, expert
+from worldmodel.envs.toys.catch import HALF, RADIUS
 from worldmodel.envs.toys.draw import Sprite
 from worldmodel.envs.toys.glide import DAMPING, THRUST
 from worldmodel.errors import EnvError
@@ -193,16 +194,16 @@ def test_a_ball_can_be_caught_from_anywhere_by_following_it():
 def test_catch_shows_ball_and_paddle_where_they_are():
     toys = ToyConfig(task="catch").build_batch(4)
     toys.reset(0)
-    for _ in range(10):
+    for _ in range(9):
         image = toys.step(np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]).obs["image"].astype(int)
         state = toys.task.state
         for n in range(4):
             fallen = state["tick"] % 14
             red = np.maximum(image[n, :28, :, 0] - 60, 0)
             y, x = (np.average(np.arange(red.shape[i]) + 0.5, weights=red.sum(1 - i)) for i in (0, 1))
-            assert abs(x - toys.task._x(fallen)[n]) < 0.25 and abs(y - (2 + 2 * fallen[n])) < 0.25
+            assert abs(x - toys.task._x(fallen)[n]) < 0.25 and abs(y - (RADIUS + 2 * fallen[n])) < 0.25
             blue = np.flatnonzero(image[n, 31, :, 2] == 255)
-            assert (blue[0], blue[-1] + 1) == (state["paddle"][n] - 3, state["paddle"][n] + 3)
+            assert (blue[0], blue[-1] + 1) == (state["paddle"][n] - HALF, state["paddle"][n] + HALF)
 
 
 def test_glide_moves_by_thrust_and_damping_and_stops_at_walls():
