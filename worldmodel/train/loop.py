@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import tree
-from worldmodel.errors import DivergenceError
+from worldmodel.errors import DivergenceError, StorageError
 from worldmodel.protocols import Agent, EnvPool, Replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.config import TrainConfig
@@ -94,13 +94,14 @@ class Trainer:
                 reason = "return"
                 break
             if self.when_save(self.env_steps):
-                self.save()
+                self._save_or_warn()
             if self.interrupted.requested is not None:
                 reason = "signal"
                 break
         if reason == "steps" and not self._evaluated_now():
             self._evaluate()
-        self._log()
+        if reason != "signal" and self.meter.is_waiting:
+            self._log()
         self.save()
         return Summary(
             env_steps=self.env_steps, updates=self.ratio.updates, reason=reason, signal=self.interrupted.requested,
@@ -245,6 +246,13 @@ class Trainer:
         )
         self._saved_at = self.env_steps
         self.out.display.message(f"checkpoint: {path}")
+
+    def _save_or_warn(self) -> None:
+        """A checkpoint on schedule may fail (a full disk): the older ones are intact, and training goes on."""
+        try:
+            self.save()
+        except StorageError as error:
+            self.out.display.message(f"no checkpoint at {self.env_steps:,} decisions, training goes on: {error}")
 
     def load(self, checkpoint: Checkpoint) -> str:
         """Go on from a checkpoint; returns how exactly, as a sentence."""

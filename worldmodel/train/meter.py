@@ -27,6 +27,11 @@ class Meter:
                 self._sum[name] = self._sum[name] + value.detach()
                 self._count[name] += 1
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything came in since the last row."""
+        return bool(self._sum)
+
     def take(self) -> dict[str, float]:
         """Means since the last call; one transfer."""
         if not self._sum:
