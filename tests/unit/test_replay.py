@@ -579,3 +579,17 @@ def test_digests_tell_contents_apart() -> None:
         Life(replay, seed).live(steps)
         digests.append(replay.digest())
     assert digests[0] == digests[1] and len(set(digests)) == 3
+
+
+def test_a_peek_may_be_longer_than_what_is_trained_on_and_disturbs_nothing():
+    spec = EnvSpec(name="x", obs={"x": ArraySpec(shape=(1,), dtype="float32")}, action=ActionSpec(kind="continuous", size=1))
+    replay = make_replay(ReplayConfig(capacity=100, batch_size=4, length=5, min_starts=1), spec, {}, 1, device=torch.device("cpu"), seed=0)
+    for t in range(40):
+        flag = torch.tensor([False])
+        step = Step(obs={"x": torch.full((1, 1), float(t))}, reward=torch.zeros(1), is_first=torch.tensor([t == 0]), is_last=flag, is_terminal=flag)
+        replay.add(step, torch.zeros(1, 1), {})
+    before = replay.digest()
+    long = replay.peek(rows=3, length=20)
+    assert long.obs["x"].shape == (3, 20, 1) and (long.obs["x"].diff(dim=1) == 1).all()
+    assert replay.peek(length=1000).reward.shape == (4, 5), "more than is held: as long as trained on"
+    assert replay.digest() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,25 +192,32 @@ class RingReplay:
             weight = torch.cat([weight.new_ones(len(fresh)), weight])
         return self._gather(index, weight)
 
-    def peek(self) -> Batch:
-        """A uniform batch for looking: a function of the content alone, it disturbs neither random stream nor queue."""
+    def peek(self, *, rows: int | None = None, length: int | None = None) -> Batch:
+        """A uniform batch for looking: a function of the content alone, it disturbs neither random stream nor queue.
+
+        Args: rows, length instead of those that are trained on; sequences are as long as what is held allows.
+        """
         window = self.window
         if not window.starts:
             raise ValueError(f"replay holds {window.total} steps per environment, too few for one sequence; add more")
+        longer = replace(window, length=length or window.length)
+        window = longer if longer.starts else window
         draw = UniformSampler(self.storage.device).draw(
-            self.config.batch_size, window, np.random.default_rng(self._count)
+            rows or self.config.batch_size, window, np.random.default_rng(self._count)
         )
-        return self._gather(draw.index, None)
+        return self._gather(draw.index, None, window.length)
 
     def _take_fresh(self, window: Window) -> list[tuple[int, int]]:
         while self._fresh and self._fresh[0][1] < window.first:
             self._fresh.popleft()
         return [self._fresh.popleft() for _ in range(min(self._online_rows, len(self._fresh)))]
 
-    def _gather(self, index: Tensor, weight: Tensor | None) -> Batch:
-        length, store = self.config.length, self.storage
+    def _gather(self, index: Tensor, weight: Tensor | None, length: int | None = None) -> Batch:
+        store = self.storage
+        steps = self._arange if length is None else torch.arange(length + 1, device=self._arange.device)
+        length = length or self.config.length
         # (B, T+1), the context first
-        slot = (index[:, 1:] - 1 + self._arange) % store.slots
+        slot = (index[:, 1:] - 1 + steps) % store.slots
         rows = index[:, :1] * store.slots + slot
         before, body, lead = rows[:, 0].contiguous(), rows[:, 1:].flatten(), (index.shape[0], length)
 

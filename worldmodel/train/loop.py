@@ -24,6 +24,10 @@ from worldmodel.train.video import open_loop_grid
 from worldmodel.types import Batch, Step, Update
 
 
+DREAMS, DREAM_LENGTH = 5, 64
+"""Sequences in an open-loop video, and their steps: the first half observed, the second dreamed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """How a run ended."""
@@ -195,7 +199,7 @@ class Trainer:
 
     def _dream(self) -> None:
         """Open-loop videos: truth, model, error."""
-        report = self.agent.report(self.replay.peek())
+        report = self.agent.report(self.replay.peek(rows=DREAMS, length=DREAM_LENGTH))
         scalars = {name: float(x) for name, x in report.items() if name.startswith("report/")}
         if scalars:
             self.out.logger.scalars(self.env_steps, scalars)
@@ -203,7 +207,8 @@ class Trainer:
             kind, _, key = name.partition("/")
             if kind == "truth":
                 model = report[f"model/{key}"]
-                grid = open_loop_grid(truth.cpu().numpy(), model.cpu().numpy(), context=truth.shape[1] // 2)
+                scale = max(1, 96 // truth.shape[2])
+                grid = open_loop_grid(truth.cpu().numpy(), model.cpu().numpy(), context=truth.shape[1] // 2, scale=scale)
                 self._film("dream" if key == "image" else f"dream_{key.replace('/', '_')}", grid)
 
     def _film(self, name: str, frames: Any) -> None:
