@@ -20,6 +20,8 @@ DRIFT = 0.5
 """The largest sideways speed of a ball, units per step."""
 RADIUS, HALF = 3.0, 4.0
 """The ball's radius and half of the paddle's width, units. A ball is caught when its centre is above the paddle."""
+FALL = (UNITS - 2.0 - 2 * RADIUS) / (FRAMES - 1)
+"""How far a ball falls in a step, units: in its last picture it touches the paddle's top."""
 
 
 class Catch:
@@ -63,7 +65,7 @@ class Catch:
     def draw(self, images: np.ndarray) -> None:
         fallen = self.state["tick"] % FRAMES
         self._paddle.paste(images, self.state["paddle"], np.full(len(images), UNITS - 1.0))
-        self._ball.paste(images, self._x(fallen), RADIUS + 2.0 * fallen)
+        self._ball.paste(images, self._x(fallen), RADIUS + FALL * fallen)
 
     def expert(self) -> np.ndarray:
         """(N,) go where the ball will arrive; never misses."""
