@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from worldmodel.envs.seeds import env_seed
 from worldmodel.envs.toys import ToyBatch, ToyConfig, expert
-from worldmodel.envs.toys.catch import HALF, RADIUS
+from worldmodel.envs.toys.catch import FALL, HALF, RADIUS
 from worldmodel.envs.toys.draw import Sprite
 from worldmodel.envs.toys.glide import DAMPING, THRUST
 from worldmodel.errors import EnvError
@@ -201,7 +201,7 @@ def test_catch_shows_ball_and_paddle_where_they_are():
             fallen = state["tick"] % 14
             red = np.maximum(image[n, :28, :, 0] - 60, 0)
             y, x = (np.average(np.arange(red.shape[i]) + 0.5, weights=red.sum(1 - i)) for i in (0, 1))
-            assert abs(x - toys.task._x(fallen)[n]) < 0.25 and abs(y - (RADIUS + 2 * fallen[n])) < 0.25
+            assert abs(x - toys.task._x(fallen)[n]) < 0.25 and abs(y - (RADIUS + FALL * fallen[n])) < 0.25
             blue = np.flatnonzero(image[n, 31, :, 2] == 255)
             assert (blue[0], blue[-1] + 1) == (state["paddle"][n] - HALF, state["paddle"][n] + HALF)
 
