@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from worldmodel.envs.rows import check_states, explain_build
 from worldmodel.envs.host import Contract, Failure, check_values
+from worldmodel.envs.rows import check_states, explain_build
 from worldmodel.errors import EnvError
 from worldmodel.specs import BatchEnv, BatchStep, BuildsBatch, EnvConfig, EnvSpec
 

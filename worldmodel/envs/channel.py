@@ -7,6 +7,7 @@ nothing is ever left in /dev/shm, whoever is killed and how; nor does the size o
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pickle
@@ -17,6 +18,7 @@ import time
 from typing import Any
 
 _HEAD = struct.Struct("!Q")
+_CHUNK = 1 << 16
 
 
 class Channel:
@@ -24,27 +26,33 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self._socket.settimeout(None)
+        self._timeout: float | None = None
+        self._read = bytearray()
+        """Received, not yet asked for."""
 
     def send(self, message: object, timeout: float | None = None) -> None:
-        """Raises TimeoutError after ``timeout`` seconds, OSError when the other side is gone."""
+        """Raises TimeoutError after about ``timeout`` seconds, OSError when the other side is gone."""
         body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        self._socket.settimeout(timeout)
+        self._limit(timeout)
         self._socket.sendall(_HEAD.pack(len(body)) + body)
 
     def receive(self, timeout: float | None = None) -> Any:
-        """The next message. Raises TimeoutError after ``timeout`` seconds, EOFError when the other side is gone."""
+        """The next message. Raises TimeoutError after about ``timeout`` seconds, EOFError when the other side is gone;
+        what has arrived already is received whatever the timeout."""
         until = None if timeout is None else time.monotonic() + timeout
-        (size,) = _HEAD.unpack(self._read(_HEAD.size, until))
-        return pickle.loads(self._read(size, until))
+        (size,) = _HEAD.unpack(self._take(_HEAD.size, until))
+        return pickle.loads(self._take(size, until))
 
     def send_file(self, descriptor: int, timeout: float | None = None) -> None:
-        """Hand an open file over; the other side calls :meth:`receive_file`."""
-        self._socket.settimeout(timeout)
+        """Hand an open file over to a side that has read all messages and is in :meth:`receive_file`, or about to be:
+        a file is lost on who reads the bytes around it as messages."""
+        self._limit(timeout)
         socket.send_fds(self._socket, [b"f"], [descriptor])
 
     def receive_file(self) -> int:
         """An open file of the other side, as a descriptor of ours."""
-        self._socket.settimeout(None)
+        self._limit(None)
         _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
         if not descriptors:
             raise EOFError("the other side is gone")
@@ -53,20 +61,28 @@ class Channel:
     def close(self) -> None:
         self._socket.close()
 
-    def _read(self, size: int, until: float | None) -> bytearray:
-        body = bytearray(size)
-        view, have = memoryview(body), 0
-        while have < size:
-            # A deadline that has passed still picks up what lies ready.
-            self._socket.settimeout(None if until is None else max(until - time.monotonic(), 0.02))
+    def _take(self, size: int, until: float | None) -> bytes:
+        while len(self._read) < size:
+            self._limit(None if until is None else until - time.monotonic())
             try:
-                got = self._socket.recv_into(view[have:])
+                got = self._socket.recv(max(_CHUNK, size - len(self._read)))
             except ConnectionError as error:
                 raise EOFError("the other side is gone") from error
-            if got == 0:
+            if not got:
                 raise EOFError("the other side is gone")
-            have += got
-        return body
+            self._read += got
+        taken = bytes(memoryview(self._read)[:size])
+        del self._read[:size]
+        return taken
+
+    def _limit(self, timeout: float | None) -> None:
+        """How long the socket may wait. Whole seconds where there are many, so that a step seldom changes it: that is a
+        system call; and never 0, to pick up what lies ready."""
+        if timeout is not None:
+            timeout = max(timeout, 0.02) if timeout < 1.0 else float(math.ceil(timeout))
+        if timeout != self._timeout:
+            self._socket.settimeout(timeout)
+            self._timeout = timeout
 
 
 def pair() -> tuple[Channel, socket.socket]:

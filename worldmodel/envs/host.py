@@ -143,8 +143,8 @@ def obs_bytes(spec: EnvSpec, num_envs: int) -> int:
     return max(1, sum(_padded(_size(a, spec, key) * num_envs) for key, a in spec.obs.items()))
 
 
-def work(connection: socket.socket, payload: dict[str, Any]) -> None:
-    """The life of a worker process: build, then answer until told to close or until the pool is gone.
+def work(connection: socket.socket, payload: dict[str, Any]) -> bool:
+    """The life of a worker process: build, then answer until told to close (True) or until the pool is gone (False).
 
     Args: payload holds "config" (pickled EnvConfig), "index" and "delay" (seconds to wait before building).
 
@@ -157,13 +157,14 @@ def work(connection: socket.socket, payload: dict[str, Any]) -> None:
         host = Host(pickle.loads(payload["config"]), payload["index"])
     except Exception as error:  # whatever it is belongs to the user, in the other process
         channel.send((0, Failure.of(error)))
-        return
+        return True
     channel.send((0, host.ready))
     try:
         _serve(channel, host, payload["index"])
     except (EOFError, OSError):
-        return  # the pool is gone
+        return False
     host.close()
+    return True
 
 
 def _serve(channel: Channel, host: Host, index: int) -> None:
@@ -174,9 +175,10 @@ def _serve(channel: Channel, host: Host, index: int) -> None:
             return
         try:
             if verb == "attach":
+                channel.send((number, None))
                 memory = SharedMemory(channel.receive_file(), obs_bytes(host.ready.spec, given))
                 memory.close_descriptor()
-                rows = {key: x[index] for key, x in obs_arrays(host.ready.spec, given, memory.bytes).items()}
+                rows = {key: x[index, ...] for key, x in obs_arrays(host.ready.spec, given, memory.bytes).items()}
                 continue
             answer = host.do(verb, given)
             if rows is not None and isinstance(answer, EnvStep):

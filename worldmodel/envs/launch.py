@@ -45,7 +45,9 @@ def _without_main() -> Iterator[None]:
 
 def _enter(connection: socket.socket, payload: dict[str, Any]) -> None:
     """First lines of a worker."""
-    # Ctrl-C and a scheduler's signals go to the whole process group; the pool decides when its workers end. Handlers
+    # A group of its own: what the environment starts can be killed along with it.
+    os.setpgid(0, 0)
+    # A scheduler's signals go to all processes of a job; the pool decides when its workers end. Handlers
     # rather than SIG_IGN, which the programs that an environment starts would inherit.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, _ignore)
@@ -55,7 +57,8 @@ def _enter(connection: socket.socket, payload: dict[str, Any]) -> None:
         os.environ.setdefault(variable, "1")
     from worldmodel.envs.host import work
 
-    work(connection, payload)
+    if not work(connection, payload):
+        os.killpg(0, signal.SIGKILL)
 
 
 def _ignore(signum: int, frame: types.FrameType | None) -> None:
@@ -63,8 +66,9 @@ def _ignore(signum: int, frame: types.FrameType | None) -> None:
 
 
 def _die_with_parent() -> None:
-    """A worker that waits for a command sees the end of its channel; this is for one that is busy or hangs."""
+    """A worker that waits for a command sees the end of its channel; this is for one that is busy or hangs, and for
+    the programs that it started."""
     parent = multiprocessing.process.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)
+        os.killpg(0, signal.SIGKILL)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from worldmodel.envs.batched import BatchedRows
+from worldmodel.envs.host import Failure, Host
 from worldmodel.envs.processes import ProcessRows
 from worldmodel.envs.rows import SerialRows, explain_build
-from worldmodel.envs.host import Failure, Host
 from worldmodel.errors import DivergenceError, EnvError
 from worldmodel.specs import ActionSpec, BatchStep, BuildsBatch, EnvConfig, EnvSpec
 from worldmodel.types import Step
@@ -80,7 +80,7 @@ class Pool:
         if tuple(action.shape) != shape:
             raise ValueError(f"actions must be (N, A) = {shape}, got {tuple(action.shape)}; one row per environment")
         # A copy: environments may keep or change what they are given.
-        array = np.array(action.detach().to("cpu", torch.float32).numpy())
+        array = action.detach().to("cpu", torch.float32, copy=True).numpy()
         if not np.isfinite(array).all():
             rows = np.flatnonzero(~np.isfinite(array).all(-1)).tolist()
             raise DivergenceError(

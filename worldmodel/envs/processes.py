@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
+import multiprocessing.util
+import os
 import pickle
 import signal
 import time
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from worldmodel.envs.channel import SharedMemory, pair
+from worldmodel.envs.host import Failure, Ready, obs_arrays, obs_bytes
 from worldmodel.envs.launch import launch
 from worldmodel.envs.rows import Request, Rows, Say, explain_build
-from worldmodel.envs.host import Failure, Ready, obs_arrays, obs_bytes
 from worldmodel.errors import EnvError
 from worldmodel.specs import EnvConfig, EnvStep
 
@@ -62,20 +63,21 @@ class Worker:
 
     def attach(self, memory: SharedMemory, num_envs: int, timeout: float) -> None:
         """Let its observations go through ``memory``. A worker that is gone tells so at the next request."""
-        try:
-            self._channel.send((-1, "attach", num_envs), timeout)
-            self._channel.send_file(memory.descriptor, timeout)
-        except OSError:
-            return
+        failure = self.send("attach", num_envs, timeout) or self._receive("attach", timeout, timeout)
+        if failure is None:
+            try:
+                self._channel.send_file(memory.descriptor, timeout)
+            except OSError:
+                self.kill()
 
     def send(self, verb: str, given: Any, timeout: float) -> Failure | None:
         """Ask for something; :meth:`receive` has the answer."""
         self._number += 1
         try:
             self._channel.send((self._number, verb, given), timeout)
-        except OSError:
+        except OSError as error:
             # Gone, or it has not read for so long that the channel is full.
-            return self._bury(verb, is_hung=self._process.is_alive(), timeout=timeout)
+            return self._bury(verb, is_hung=isinstance(error, TimeoutError), timeout=timeout)
         return None
 
     def receive(self, verb: str, until: float, timeout: float) -> Any:
@@ -99,6 +101,7 @@ class Worker:
         pid = self.pid
         if not is_hung:
             self._process.join(1.0)
+        self._kill_group()  # also where only what the environment started is left
         code = self.kill()
         who = f"its worker (process {pid})"
         if is_hung:
@@ -110,13 +113,13 @@ class Worker:
 
     def ask_to_close(self) -> None:
         """The polite way; :meth:`kill` follows."""
-        if not isinstance(self.ready, Ready):
-            self._process.kill()
-            return
         try:
-            self._channel.send((-1, "close", None), 0.1)
+            if isinstance(self.ready, Ready):
+                self._channel.send((-1, "close", None), 0.1)
+            else:
+                self._kill_group()
         except OSError:
-            self._process.kill()
+            self._kill_group()
 
     def join(self, timeout: float) -> None:
         self._process.join(max(timeout, 0.0))
@@ -124,10 +127,17 @@ class Worker:
     def kill(self) -> int | None:
         """End the process now, if it still runs; its exit code."""
         if self._process.exitcode is None:
-            self._process.kill()
+            self._kill_group()
             self._process.join(1.0)
         self._channel.close()
         return self._process.exitcode
+
+    def _kill_group(self) -> None:
+        """The worker and whatever its environment started."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            self._process.kill()  # it has not come to make its group
 
 
 class ProcessRows(Rows):
@@ -185,7 +195,7 @@ class ProcessRows(Rows):
             )
             return
         arrays = obs_arrays(self._spec, self._num_envs, self._memory.bytes)
-        self._views = [{key: x[row] for key, x in arrays.items()} for row in range(self._num_envs)]
+        self._views = [{key: x[row, ...] for key, x in arrays.items()} for row in range(self._num_envs)]
         for worker in self._workers:
             worker.attach(self._memory, self._num_envs, self._timeout)
 
@@ -249,11 +259,13 @@ class ProcessRows(Rows):
 _OPEN: weakref.WeakSet[ProcessRows] = weakref.WeakSet()
 
 
-@atexit.register
 def _close_all() -> None:
-    """Before multiprocessing joins its children at exit, which would wait for workers that nobody told to end."""
     for rows in list(_OPEN):
         rows.close()
+
+
+# At exit, multiprocessing joins its children: forever, if they are workers that nobody told to end. This comes before.
+multiprocessing.util.Finalize(None, _close_all, exitpriority=100)
 
 
 def _exit(code: int | None) -> str:

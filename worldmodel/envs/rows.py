@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.envs.seeds import env_seed
 from worldmodel.envs.host import Failure, Host, Ready, obs_arrays
+from worldmodel.envs.seeds import env_seed
 from worldmodel.errors import EnvError
 from worldmodel.specs import BatchStep, EnvConfig, EnvSpec, EnvStep
 
@@ -55,7 +55,8 @@ class Rows(ABC):
         self._generation = [0] * num_envs
         """Restarts of each row since its pool was seeded."""
         self._faults: list[deque[float]] = [deque() for _ in range(num_envs)]
-        self._last_action: list[list[float] | None] = [None] * num_envs
+        self._told: set[tuple[int, str]] = set()
+        """Faults that end nothing are told once."""
         self._restarts = self._truncated = 0
         ready = self._build()
         for i, other in enumerate(ready):
@@ -117,6 +118,7 @@ class Rows(ABC):
     def step(self, action: np.ndarray) -> BatchStep:
         """(N, A) float32, ours to keep. Raises EnvError when an environment has failed too often."""
         self._check_begun()
+        asked = action.copy()  # environments may change what they are given
         requests: list[Request] = [
             (i, "reset", self._next_seed[i]) if self._pending[i] else (i, "step", action[i])
             for i in range(self._num_envs)
@@ -125,14 +127,13 @@ class Rows(ABC):
         for i, is_cut in enumerate(self._cut):
             if is_cut:
                 self._truncate(i)
-        for (i, verb, given), answer in zip(requests, self._run(requests)):
+        for (i, verb, _), answer in zip(requests, self._run(requests)):
             if not isinstance(answer, Failure):
                 self._put(i, answer)
             elif verb == "reset":
                 self._put(i, self._reset_again(i, answer))
             else:
-                self._last_action[i] = given.tolist()
-                self._restart(i, answer, "its episode was cut (truncated)")
+                self._restart(i, answer, "its episode was cut (truncated)", asked[i].tolist())
                 self._truncate(i)
         return self._copy()
 
@@ -224,7 +225,9 @@ class Rows(ABC):
     def _note(self, row: int, failure: Failure, verb: str) -> None:
         """A fault outside of step: only a dead worker ends the episode."""
         if not failure.is_dead:
-            self._say(f"environment {row} of {self._config.name} failed in {verb}: {failure.sentence}")
+            if (row, verb) not in self._told:
+                self._told.add((row, verb))
+                self._say(f"environment {row} of {self._config.name} failed in {verb}: {failure.sentence}")
             return
         if self._pending[row]:
             self._restart(row, failure, "its episode was over")
@@ -241,12 +244,12 @@ class Rows(ABC):
                 return answer
             failure = answer
 
-    def _restart(self, row: int, failure: Failure, consequence: str) -> None:
+    def _restart(self, row: int, failure: Failure, consequence: str, action: list[float] | None = None) -> None:
         now, faults = time.monotonic(), self._faults[row]
         while faults and faults[0] < now - WINDOW:
             faults.popleft()
         if len(faults) >= self._max_restarts:
-            raise EnvError(self._explain(row, failure, len(faults) + 1))
+            raise EnvError(self._explain(row, failure, len(faults) + 1, action))
         faults.append(now)
         self._restarts += 1
         self._generation[row] += 1
@@ -258,13 +261,13 @@ class Rows(ABC):
         )
         self._renew(row, min(_FIRST_DELAY * 2 ** (len(faults) - 1), _LONGEST_DELAY))
 
-    def _explain(self, row: int, failure: Failure, faults: int) -> str:
-        action = self._last_action[row]
+    def _explain(self, row: int, failure: Failure, faults: int, action: list[float] | None) -> str:
         trace = f"\n{failure.trace.rstrip()}" if failure.trace else ""
         return (
-            f"environment {row} of {self._config.name} (worker {row}, seed {self._row_seed[row]}, last action {action}) "
-            f"failed {faults} times within {WINDOW:.0f} s and is not restarted again (limit {self._max_restarts}); "
-            f"repair it, or look at the fault: {failure.sentence}{trace}"
+            f"environment {row} of {self._config.name} (worker {row}, seed {self._row_seed[row]}, last action "
+            f"{'none: not in a step' if action is None else action}) failed {faults} times within {WINDOW:.0f} s and "
+            f"is not restarted again (limit {self._max_restarts}); repair it, here is the last fault: "
+            f"{failure.sentence}{trace}"
         )
 
     def _explain_first(self, row: int, failure: Failure) -> str:
