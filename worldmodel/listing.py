@@ -33,10 +33,13 @@ def _components(folder: Path) -> Iterator[tuple[str, str]]:
 def _envs() -> Iterator[tuple[str, str]]:
     """Modules with a configuration that builds an environment."""
     folder = _ROOT / "envs"
-    for path in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
+    for path in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")]):
         tree = ast.parse(path.read_text())
         if any(isinstance(node, ast.ClassDef) and _is_env_config(node) for node in tree.body):
-            yield path.parent.name if path.stem == "__init__" else path.stem, _first_line(tree)
+            if path.parent == folder:
+                yield path.stem, _first_line(tree)
+            else:
+                yield path.parent.name, _first_line(ast.parse((path.parent / "__init__.py").read_text()))
 
 
 def _is_env_config(node: ast.ClassDef) -> bool:
