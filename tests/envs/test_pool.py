@@ -147,11 +147,13 @@ CONTRACT = {
     "key": "got \\['choice', 'vector'\\]",
     "reward": "reward is inf",
     "first": "never first",
+    "sys.exit": "SystemExit: enough",
 }
 LATE = "did not answer 'step' within 2.5 s"
 DEADLY = {"exit": "exit code 9", "kill": "SIGKILL", "hang": LATE, "stop": LATE}
 FAULTS = [("serial", *item) for item in CONTRACT.items()]
-FAULTS += [("process", *item) for item in {**DEADLY, **{name: CONTRACT[name] for name in ("raise", "nan")}}.items()]
+FAULTS += [("process", *item) for item in DEADLY.items()]
+FAULTS += [("process", name, CONTRACT[name]) for name in ("raise", "nan", "sys.exit")]
 
 
 @pytest.mark.parametrize(("kind", "fault", "text"), FAULTS)

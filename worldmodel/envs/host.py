@@ -34,7 +34,7 @@ class Failure:
     """Whether its worker is gone."""
 
     @classmethod
-    def of(cls, error: Exception) -> Failure:
+    def of(cls, error: Exception | SystemExit) -> Failure:
         """What an environment raised."""
         trace = "".join(traceback.format_exception(error))
         if isinstance(error, UserError):
@@ -155,7 +155,7 @@ def work(connection: socket.socket, payload: dict[str, Any]) -> bool:
     time.sleep(payload["delay"])
     try:
         host = Host(pickle.loads(payload["config"]), payload["index"])
-    except Exception as error:  # whatever it is belongs to the user, in the other process
+    except (Exception, SystemExit) as error:  # the environment's, to be told in the other process
         channel.send((0, Failure.of(error)))
         return True
     channel.send((0, host.ready))
@@ -185,7 +185,7 @@ def _serve(channel: Channel, host: Host, index: int) -> None:
                 for key, row in rows.items():
                     row[...] = answer.obs[key]
                 answer.obs = {}
-        except Exception as error:  # the environment's, to be told in the other process
+        except (Exception, SystemExit) as error:  # the environment's, to be told in the other process
             answer = Failure.of(error)
         channel.send((number, answer))
 

@@ -308,7 +308,7 @@ class SerialRows(Rows):
     def _build_one(self, row: int) -> Host | Failure:
         try:
             return Host(self._config, row)
-        except Exception as error:  # whatever it is belongs to the environment
+        except (Exception, SystemExit) as error:  # whatever it is belongs to the environment
             return Failure.of(error)
 
     def _run(self, requests: list[Request]) -> list[Any]:
@@ -320,7 +320,7 @@ class SerialRows(Rows):
                 continue
             try:
                 answers.append(host.do(verb, given))
-            except Exception as error:  # whatever it is belongs to the environment
+            except (Exception, SystemExit) as error:  # whatever it is belongs to the environment
                 answers.append(Failure.of(error))
         return answers
 
@@ -345,7 +345,7 @@ class SerialRows(Rows):
         if isinstance(host, Host):
             try:
                 host.close()
-            except Exception as error:  # a broken environment may not even close
+            except (Exception, SystemExit) as error:  # a broken environment may not even close
                 self._say(f"environment {row} of {self._config.name} failed in close: {Failure.of(error).sentence}")
 
 
