@@ -22,7 +22,6 @@ def lambda_return(*, reward: Tensor, continues: Tensor, bootstrap: Tensor, lam: 
         lam: in [0, 1], or (B, T); 0 where the chain must not run on (a truncation: bootstrap, then stop).
     Returns: (B, T).
     """
-    lam = torch.as_tensor(lam, dtype=reward.dtype, device=reward.device).expand_as(reward)
     direct = reward + continues * (1 - lam) * bootstrap
     carried = continues * lam
     return_ = bootstrap[:, -1]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from types import TracebackType
 
 import torch
 from torch import Tensor
+
+CUDA_BYTES = 16
+"""Size of a CUDA generator's state: seed and offset. A CPU generator's is far larger."""
 
 
 class Stream:
@@ -22,8 +26,15 @@ class Stream:
     """
 
     def __init__(self, *, seed: int = 0, state: Tensor | None = None, device: torch.device | str = "cpu") -> None:
-        """Start from ``seed``, or go on from a saved ``state``."""
+        """Start from ``seed``, or go on from a saved ``state``.
+
+        A state of the other kind of device (a checkpoint that moved between GPU and CPU) cannot be continued bit for
+        bit: it becomes a seed here.
+        """
         self._device = torch.device(device)
+        if state is not None and (state.numel() == CUDA_BYTES) != (self._device.type == "cuda"):
+            seed = int.from_bytes(hashlib.sha256(state.numpy().tobytes()).digest()[:7], "big")
+            state = None
         if state is None:
             generator = torch.Generator(self._device if self._device.type == "cuda" else "cpu").manual_seed(seed)
             state = generator.get_state()

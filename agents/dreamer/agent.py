@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,9 @@ class DreamerConfig:
     """Updates over which the learning rate rises from 0."""
     clip: float = 0.3
     """Adaptive gradient clipping: a tensor's gradient norm over its weight norm."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products and convolutions; "auto": bfloat16 on a GPU, float32 on a CPU. Parameters, norms, softmax, KL,
+    two-hot, returns and losses are float32 always."""
 
     def __post_init__(self) -> None:
         if self.imagination < 1:
@@ -83,6 +86,8 @@ class Dreamer:
 
     def __init__(self, config: DreamerConfig, spec: EnvSpec, device: torch.device, seed: int) -> None:
         self.config, self.spec, self.device = config, spec, device
+        on_gpu = "bfloat16" if device.type == "cuda" else "float32"
+        self.precision = on_gpu if config.precision == "auto" else config.precision
         with Stream(seed=seed):
             self.model = config.model.build(spec).to(device)
             self.actor = config.actor.build(self.model.feature_dim, spec.action).to(device)
@@ -118,7 +123,7 @@ class Dreamer:
     def act(self, carry: Carry, step: Step, *, explore: bool) -> tuple[Tensor, Carry]:
         """(N, A) a sample of the policy, or its mode."""
         step = tree.to(step, self.device)
-        with Stream(state=carry.rng, device=self.device) as stream:
+        with Stream(state=carry.rng, device=self.device) as stream, self._cast():
             # (N, ...) -> (N, 1, ...): acting is observing a sequence of one
             obs = {key: x.unsqueeze(1) for key, x in step.obs.items()}
             states = self.model.observe(carry.state, obs, carry.prev_action.unsqueeze(1), step.is_first.unsqueeze(1))
@@ -166,27 +171,34 @@ class Dreamer:
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
         """World model and behaviour: named losses (B, T), metrics, posterior states with gradient."""
-        losses, states = self.model.loss(batch, self._context(batch))
+        with self._cast():
+            losses, states = self.model.loss(batch, self._context(batch))
         behaviour, metrics, returns = self._imagination_losses(states, batch.is_terminal)
         losses |= behaviour
-        losses["replay_value"] = replay_value_loss(
-            self.value,
-            features=self.model.features(states),
-            reward=batch.reward,
-            is_last=batch.is_last,
-            is_terminal=batch.is_terminal,
-            bootstrap=returns,
-            discount=self.discount,
-            lam=self.config.lam,
-        )
+        with self._cast():
+            losses["replay_value"] = replay_value_loss(
+                self.value,
+                features=self.model.features(states),
+                reward=batch.reward,
+                is_last=batch.is_last,
+                is_terminal=batch.is_terminal,
+                bootstrap=returns,
+                discount=self.discount,
+                lam=self.config.lam,
+            )
         return losses, metrics, states
+
+    def _cast(self) -> AbstractContextManager[Any]:
+        """Computes in ``precision`` while it is open, for one phase of an update: within one such block torch reuses
+        the first cast of a weight, so a weight first used without gradient would get none from later uses."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
     def _imagination_losses(self, states: Any, is_terminal: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Losses (B, T) of policy and value, metrics, and the imagined return (B, T) of every start state."""
         c, shape = self.config, is_terminal.shape
         starts = tree.flatten_time(tree.detach(states))
         through = c.actor.gradient == "dynamics"
-        with self._frozen(self.model, self.value) if through else torch.no_grad():
+        with self._frozen(self.model, self.value) if through else torch.no_grad(), self._cast():
             dream = imagine(self.model, lambda features: self.actor(features).sample(), starts, c.imagination)
             # (N, H+1, F)
             features = self.model.features(dream.states)
@@ -198,12 +210,13 @@ class Dreamer:
             scale = self.normalizer(return_)
             advantage = (return_ - value[:, :-1]) / scale
         features, weight = features.detach(), weight.detach()
-        policy = self.actor(features[:, :-1])
-        if through:
-            policy_loss = dynamics_loss(policy, advantage, c.actor.entropy)
-        else:
-            policy_loss = reinforce_loss(policy, dream.action, advantage, c.actor.entropy)
-        value_loss = self.value.loss(features[:, :-1], return_)
+        with self._cast():
+            policy = self.actor(features[:, :-1])
+            if through:
+                policy_loss = dynamics_loss(policy, advantage, c.actor.entropy)
+            else:
+                policy_loss = reinforce_loss(policy, dream.action, advantage, c.actor.entropy)
+            value_loss = self.value.loss(features[:, :-1], return_)
         # (N, H) -> (B, T)
         losses = {
             "policy": (weight * policy_loss).mean(1).reshape(shape),
@@ -250,7 +263,7 @@ class Dreamer:
         rows, time = min(rows, batch.reward.shape[0]), batch.reward.shape[1]
         observed = time // 2 if observed is None else observed
         b = tree.index(batch, slice(rows))
-        with self.streams["report"]:
+        with self.streams["report"], self._cast():
             head = {key: x[:, :observed] for key, x in b.obs.items()}
             seen = self.model.observe(self._context(b), head, b.prev_action[:, :observed], b.is_first[:, :observed])
             dream = follow(self.model, tree.index(seen, (slice(None), -1)), b.prev_action[:, observed:])
@@ -280,7 +293,7 @@ class Dreamer:
             groups[group][rest] = x
         self.modules.load_state_dict(groups["model"])
         self.optimizer.load_state_dict(groups["optim"])
-        for name, stream in self.streams.items():
-            stream.state = groups["rng"][name].clone()
+        for name in self.streams:
+            self.streams[name] = Stream(state=groups["rng"][name].clone(), device=self.device)
         self.bad_streak.copy_(groups["count"]["bad_streak"])
         self.bad_total.copy_(groups["count"]["bad_total"])

@@ -64,10 +64,12 @@ class ReturnNormalizer(nn.Module):
 
     low: Tensor
     high: Tensor
+    quantiles: Tensor
 
     def __init__(self, rate: float = 0.01, low: float = 0.05, high: float = 0.95) -> None:
         super().__init__()
-        self.rate, self.quantiles = rate, (low, high)
+        self.rate = rate
+        self.register_buffer("quantiles", torch.tensor((low, high)), persistent=False)
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
 
@@ -75,7 +77,7 @@ class ReturnNormalizer(nn.Module):
     def forward(self, return_: Tensor) -> Tensor:
         """Take in a batch of returns (any shape) and give the scale, a scalar. Non-finite returns change nothing."""
         flat = return_.detach().float().flatten()
-        low, high = torch.quantile(flat, torch.tensor(self.quantiles, device=flat.device)).unbind()
+        low, high = torch.quantile(flat, self.quantiles).unbind()
         finite = torch.isfinite(low) & torch.isfinite(high)
         self.low.copy_(torch.where(finite, self.low + self.rate * (low - self.low), self.low))
         self.high.copy_(torch.where(finite, self.high + self.rate * (high - self.high), self.high))

@@ -60,4 +60,6 @@ class TwoHotValue(nn.Module):
     @torch.no_grad()
     def track(self, healthy: Tensor) -> None:
         """Move the slow copy after an update; an unhealthy update moves nothing."""
-        torch._foreach_lerp_(list(self.slow.parameters()), list(self.fast.parameters()), self.config.slow_rate * healthy.float())
+        slow, fast = list(self.slow.parameters()), list(self.fast.parameters())
+        # a tensor for each: as one scalar weight it would be read by the host, which waits for a GPU
+        torch._foreach_lerp_(slow, fast, [self.config.slow_rate * healthy.float()] * len(slow))

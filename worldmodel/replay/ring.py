@@ -182,7 +182,8 @@ class RingReplay:
         if not window.starts:
             raise ValueError(f"replay holds {window.total} steps per environment, too few for one sequence; add more")
         fresh = self._take_fresh(window)
-        index, weight = torch.tensor(fresh, dtype=torch.int64).reshape(-1, 2).to(self.storage.device), None
+        index = torch.tensor(fresh, dtype=torch.int64).reshape(-1, 2).to(self.storage.device, non_blocking=True)
+        weight = None
         rest = self.config.batch_size - len(fresh)
         if rest:
             draw = self._sampler.draw(rest, window, self._rng)

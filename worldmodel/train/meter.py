@@ -37,7 +37,9 @@ class Meter:
         if not self._sum:
             return {}
         names = sorted(self._sum)
-        values = torch.stack([self._sum[n].float() / self._count[n] for n in names]).tolist()
+        # losses live on the learner's device, episode returns on the host
+        device = next((x.device for x in self._sum.values() if x.device.type != "cpu"), torch.device("cpu"))
+        values = torch.stack([(self._sum[n].float() / self._count[n]).to(device) for n in names]).tolist()
         self._sum, self._count = {}, {}
         return dict(zip(names, values))
 

@@ -29,7 +29,7 @@ def cross_correlation(a: Tensor, b: Tensor) -> Tensor:
     """(N, E), (N, E) -> (E, E): each column standardised over N (unbiased std, + 1e-8), then a' b / N."""
     a = (a - a.mean(0)) / (a.std(0) + 1e-8)
     b = (b - b.mean(0)) / (b.std(0) + 1e-8)
-    return a.T @ b / a.shape[0]
+    return (a.T @ b).float() / a.shape[0]
 
 
 class Barlow(nn.Module):
