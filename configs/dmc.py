@@ -20,14 +20,15 @@ def vision(
     objective: Objective = "reconstruction",
     render: Literal["gl", "gl-fast", "ray"] = "gl",
 ) -> Run:
-    """DMC from 64 x 64 pixels. "2024": action repeat 2, ratio 512, 12m, 1M frames; "main": repeat 1, ratio 256, 200m."""
+    """DMC from 64 x 64 pixels. "2024": repeat 2, ratio 512, 12m, 1M frames; "main": repeat 1, ratio 256, 200m."""
     settings: dict[Version, dict[str, Any]] = {
         "2023": {"repeat": 2, "ratio": 512, "size": "12m", "steps": 500_000},
         "2024": {"repeat": 2, "ratio": 512, "size": "12m", "steps": 500_000},
         "main": {"repeat": 1, "ratio": 256, "size": "200m", "steps": 1_100_000},
     }
     s = settings[version]
-    what = f"DreamerV3 2024, DMC vision at 1M frames, repeat 2, ratio 512, 12m, renderer gl (this run: version {version}, {render})"
+    table = "DreamerV3 2024, DMC vision at 1M frames, repeat 2, ratio 512, 12m, renderer gl"
+    what = f"{table} (this run: version {version}, {render})"
     return _run(
         DMCConfig(task=task, obs="pixels", render=render, repeat=s["repeat"]),
         s, size, version, objective, published.answer(published.DMC_VISION_2024, task, what), num_envs=8,
@@ -39,7 +40,7 @@ def proprio(
     size: Size | Literal["published"] = "published",
     version: Version = "2024",
 ) -> Run:
-    """DMC from state vectors. "2024": action repeat 2, ratio 512, 12m, 500k frames; "main": repeat 1, ratio 1024, 1m."""
+    """DMC from state vectors. "2024": repeat 2, ratio 512, 12m, 500k frames; "main": repeat 1, ratio 1024, 1m."""
     settings: dict[Version, dict[str, Any]] = {
         "2023": {"repeat": 2, "ratio": 512, "size": "12m", "steps": 250_000},
         "2024": {"repeat": 2, "ratio": 512, "size": "12m", "steps": 250_000},
@@ -54,7 +55,8 @@ def proprio(
 
 
 def _run(
-    env: DMCConfig, settings: dict[str, Any], size: str, version: Version, objective: Objective, answer: str, *, num_envs: int
+    env: DMCConfig, settings: dict[str, Any], size: str, version: Version, objective: Objective, answer: str,
+    *, num_envs: int,
 ) -> Run:
     agent = dreamer(settings["size"] if size == "published" else size, version=version, objective=objective)  # type: ignore[arg-type]
     if version == "2023":
@@ -64,7 +66,8 @@ def _run(
         agent=agent,
         replay=ReplayConfig(capacity=settings["steps"] + 10_000, batch_size=16, length=64),
         train=TrainConfig(
-            steps=settings["steps"], num_envs=num_envs, train_ratio=settings["ratio"], eval_every=10_000, eval_episodes=10, eval_envs=10
+            steps=settings["steps"], num_envs=num_envs, train_ratio=settings["ratio"],
+            eval_every=10_000, eval_episodes=10, eval_envs=10,
         ),
         published=answer,
     )

@@ -14,13 +14,14 @@ def gym(
     size: Size = "nano",
     objective: Objective = "reconstruction",
 ) -> Run:
-    """Any Gymnasium id, or "my_module:MyEnv-v0"; encoders follow from the observation space. Learns CartPole on a CPU."""
+    """Any Gymnasium id, or "my_module:MyEnv-v0"; encoders follow from what is observed. Learns CartPole on a CPU."""
     return Run(
         env=GymConfig(id=env),
         agent=dreamer(size, objective=objective),
         replay=ReplayConfig(capacity=200_000, batch_size=8, length=32),
         train=TrainConfig(
-            steps=60_000, num_envs=4, train_ratio=32, eval_every=5_000, eval_episodes=20, eval_envs=4, log_steps=1_000, threads=1
+            steps=60_000, num_envs=4, train_ratio=32,
+            eval_every=5_000, eval_episodes=20, eval_envs=4, log_steps=1_000, threads=1,
         ),
         published="nobody's: there is no world-model table for Gymnasium's classic tasks",
     )

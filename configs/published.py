@@ -46,8 +46,8 @@ ATARI100K_2023: dict[str, float] = {
 """DreamerV3 2023, ratio 1024, at 400k frames."""
 
 ATARI_200M_2024: dict[str, float] = {
-    "pong": 20.3, "boxing": 99.6, "breakout": 377.0, "freeway": 33.3, "ms_pacman": 21935.0, "krull": 67362.0, "qbert": 184053.0,
-    "enduro": 2152.0, "space_invaders": 14628.0,
+    "pong": 20.3, "boxing": 99.6, "breakout": 377.0, "freeway": 33.3, "ms_pacman": 21935.0, "krull": 67362.0,
+    "qbert": 184053.0, "enduro": 2152.0, "space_invaders": 14628.0,
 }
 """DreamerV3 2024, sticky actions, 96 x 96 grey, at 200M frames (the games whose figures we hold)."""
 

@@ -49,13 +49,15 @@ SIZES: dict[str, Widths] = {
 }
 
 
-def dreamer(size: Size, *, version: Version = "2024", objective: Objective = "reconstruction", **changes: Any) -> DreamerConfig:
+def dreamer(
+    size: Size, *, version: Version = "2024", objective: Objective = "reconstruction", **changes: Any
+) -> DreamerConfig:
     """A Dreamer of a named size. ``changes`` replace fields of DreamerConfig.
 
-    Versions: "2024" is the published algorithm (arXiv v2, Nature). "main" is the reference implementation as of 2026: its
-    discrete policies ignore the 1 % of uniform actions. "2023" takes from the first version what its published numbers
-    hang on (KL weight 0.5, no critic loss on replay, continuous policies by backpropagation through the dynamics) in the
-    networks and with the optimiser of 2024; it is not a reproduction of that code.
+    Versions: "2024" is the published algorithm (arXiv v2, Nature). "main" is the reference implementation as of 2026:
+    its discrete policies ignore the 1 % of uniform actions. "2023" takes from the first version what its published
+    numbers hang on (KL weight 0.5, no critic loss on replay, continuous policies by backpropagation through the
+    dynamics) in the networks and with the optimiser of 2024; it is not a reproduction of that code.
     """
     model, units = (_nano(objective) if size == "nano" else _sized(SIZES[size], objective, version))
     actor = ActorConfig(units=units, unimix=0.0 if version == "main" else 0.01)

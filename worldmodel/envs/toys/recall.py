@@ -1,6 +1,7 @@
 """Recall: a coloured disc shows in one corner for one step; later, after an empty room, a white box asks which it was.
 
-Nothing but memory tells the right action. An episode is one question; its reward is 1 for the right answer and 0 else.
+Nothing but memory tells the right action. An episode is one question; its reward is 1 for the right answer and 0 else,
+and its last picture shows the disc again.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Recall:
 
     def draw(self, images: np.ndarray) -> None:
         tick, cue = self.state["tick"], self.state["cue"]
-        shows_cue, asks = tick == 0, tick == self.max_steps - 1
+        # the last picture answers the question: what is remembered can be learned by predicting, not by reward alone
+        shows_cue, asks = (tick == 0) | (tick == self.max_steps), tick == self.max_steps - 1
         if shows_cue.any():
             for k, (x, y, _) in enumerate(CUES):
                 at = UNITS * x, UNITS * y
