@@ -1,0 +1,127 @@
+"""Every shipped preset, in each of its versions, builds, acts, learns, evaluates, films, saves and is read back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from worldmodel import config, presets, runs
+from worldmodel.config import Run
+from worldmodel.envs.gl import choose_backend
+from worldmodel.envs.pool import Pool
+from worldmodel.errors import EnvError
+
+TINY = (
+    "--train.steps 20 --train.num-envs 2 --train.train-ratio 2 --train.eval-every 0 --train.eval-episodes 1 "
+    "--train.eval-envs 1 --train.threads 1 --train.log-steps 10 --replay.capacity 200 --replay.batch-size 2 "
+    "--replay.length 4 --replay.min-starts 2 --device cpu"
+)
+NANO = "--size nano"
+SHORT = "--env.max-frames 24"
+
+CASES = [
+    "quickstart --task catch",
+    "quickstart --task glide --objective barlow",
+    "quickstart --task recall --objective infonce",
+    f"gym {NANO}",
+    f"gym {NANO} --env Pendulum-v1",
+    f"gym {NANO} --env worldmodel/Glide-v0 --objective barlow",
+    f"dmc.vision {NANO} {SHORT} --render ray --version 2023",
+    f"dmc.vision {NANO} {SHORT} --render ray --version 2024 --objective infonce",
+    f"dmc.vision {NANO} {SHORT} --render ray --version main --objective barlow --task reacher_easy",
+    f"dmc.vision --size 1m {SHORT} --render ray",
+    f"dmc.proprio {NANO} {SHORT} --version 2023",
+    f"dmc.proprio {NANO} {SHORT} --version 2024 --task cartpole_swingup",
+    f"dmc.proprio --size published {SHORT} --version main",
+    f"atari100k {NANO} {SHORT} --version 2023 --objective infonce",
+    f"atari100k {NANO} {SHORT} --version 2024",
+    f"atari100k {NANO} {SHORT} --version main --objective barlow --task pong",
+    f"atari {NANO} {SHORT} --version 2023",
+    f"atari {NANO} {SHORT} --version 2024 --objective barlow",
+    f"atari {NANO} {SHORT} --version main",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoMore:
+    """The command has no options of its own."""
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def parsed(line: str) -> tuple[Run, dict[str, Any]]:
+    name, *words = f"{line} {TINY}".split()
+    return presets.parse(presets.find_preset(name), words, NoMore(), prog="test")[:2]
+
+
+def lived(run: Run, run_dir: Path) -> None:
+    """Train, and check all that a run leaves behind."""
+    summary = runs.start(run, run_dir, live=False)
+    assert summary.reason == "steps" and summary.env_steps == 20 and summary.updates >= 2
+    assert all(len(scores.returns) == 1 for scores in summary.scores.values())
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    losses = {name: x for row in rows for name, x in row.items() if name.startswith("loss/")}
+    assert {"loss/total", "loss/policy", "loss/value", "loss/dyn"} <= losses.keys()
+    assert all(math.isfinite(x) for x in losses.values())
+    assert max(row.get("update/skipped", 0) for row in rows) == 0
+    loaded = runs.load(run_dir, device="cpu")
+    assert loaded.run == run and loaded.checkpoint.step == 20
+
+
+@pytest.mark.parametrize("line", CASES)
+def test_it_learns_two_updates_and_comes_back_from_its_folder(line: str, tmp_path: Path) -> None:
+    run, _ = parsed(line)
+    assert config.from_json(json.loads(json.dumps(config.to_json(run)))) == run
+    lived(run, tmp_path / "run")
+
+
+def test_the_cases_cover_every_preset_version_and_objective() -> None:
+    seen: dict[str, set[Any]] = {}
+    for line in CASES:
+        name = line.split()[0]
+        for key, value in parsed(line)[1].items():
+            seen.setdefault(f"{name} {key}", set()).add(value)
+    assert {key.split()[0] for key in seen} == presets.shipped().keys()
+    for name in presets.shipped():
+        parameters = presets.find_preset(name).parameters
+        for key in parameters.keys() & {"version", "objective"}:
+            missing = set(get_args(parameters[key][0])) - seen[f"{name} {key}"]
+            assert not missing or key == "objective", f"{name} --{key} {missing} is not tried"
+    for objective in ("reconstruction", "barlow", "infonce"):
+        assert sum(objective in values for key, values in seen.items() if key.endswith("objective")) >= 3
+    assert seen["quickstart task"] == {"catch", "glide", "recall"}
+
+
+def test_pixels_drawn_by_opengl(tmp_path: Path) -> None:
+    try:
+        choose_backend()
+    except EnvError as error:
+        pytest.skip(str(error))
+    run, _ = parsed(f"dmc.vision {NANO} {SHORT} --render gl")
+    lived(run, tmp_path / "run")
+
+
+def test_pixels_drawn_in_worker_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Pool] = []
+    real = runs.make_pool
+
+    def make_pool(*args: Any, **kwargs: Any) -> Pool:
+        made.append(real(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(runs, "make_pool", make_pool)
+    run, _ = parsed(f"dmc.vision {NANO} {SHORT} --render ray --train.pool process")
+    lived(run, tmp_path / "run")
+    assert made[0].kind == "process" and made[0].num_envs == 2
