@@ -20,7 +20,7 @@ def gym(
         agent=dreamer(size, objective=objective),
         replay=ReplayConfig(capacity=200_000, batch_size=8, length=32),
         train=TrainConfig(
-            steps=60_000, num_envs=4, train_ratio=32,
+            steps=20_000, num_envs=4, train_ratio=32,
             eval_every=5_000, eval_episodes=20, eval_envs=4, log_steps=1_000, threads=1,
         ),
         published="nobody's: there is no world-model table for Gymnasium's classic tasks",
