@@ -108,12 +108,12 @@ class Agent(Protocol[C]):
 
     def learn(self, batch: Batch) -> Update: ...
     def report(self, batch: Batch) -> dict[str, Tensor]:
-        """What a human wants to see of a batch: "truth/KEY" and "model/KEY" (rows, T, h, w, C) in [0, 1], the first half
-        filtered, the rest dreamed; scalars under "report/"."""
+        """What a human wants to see of a batch: "truth/KEY" and "model/KEY" (rows, T, h, w, C) in [0, 1], the first
+        half filtered, the rest dreamed; scalars under "report/"."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that learning needs to go on bit for bit, flat: "model/...", "optim/...", "norm/...", "rng/..."."""
+        """Everything that learning needs to go on bit for bit, flat: "model/...", "optim/...", "rng/...", ..."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...

@@ -1,7 +1,7 @@
 """Formulas on (B, T): pure functions, keyword arguments, nothing learned.
 
-Alignment: index t of ``reward``, ``continues`` and ``bootstrap`` belongs to *arriving* in state t+1; index t of a result
-belongs to state t.
+Alignment: index t of ``reward``, ``continues`` and ``bootstrap`` belongs to *arriving* in state t+1; index t of a
+result belongs to state t.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ class Stream:
         self._outer = self._swap(self.state)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._outer is not None
         self.state = self._swap(self._outer)
         self._outer = None

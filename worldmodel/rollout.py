@@ -40,7 +40,8 @@ def follow(model: WorldModel[S], state: S, action: Tensor) -> Trajectory[S]:
 
 def _trajectory(model: WorldModel[S], states: list[S], action: Tensor) -> Trajectory[S]:
     stacked = tree.stack(states, 1)
-    before, after = tree.index(stacked, (slice(None), slice(None, -1))), tree.index(stacked, (slice(None), slice(1, None)))
+    before = tree.index(stacked, (slice(None), slice(None, -1)))
+    after = tree.index(stacked, (slice(None), slice(1, None)))
     # What does not recur is predicted for the whole rollout at once.
     prediction = model.predict(before, action, after)
     return Trajectory(states=stacked, action=action, reward=prediction.reward, continues=prediction.continues)

@@ -28,7 +28,7 @@ def struct(cls: type[T]) -> type[T]:
     return cls
 
 
-def map(fn: Callable[..., Any], tree: T, *rest: T) -> T:  # noqa: A001
+def map(fn: Callable[..., Any], tree: T, *rest: T) -> T:
     """Apply ``fn`` leaf by leaf; all trees have the same structure."""
     return pytree.tree_map(fn, tree, *rest)
 

@@ -1,6 +1,7 @@
 """The data that crosses seams. Batch first, (B, T, ...), no trailing 1.
 
-Letters: B batch, T time, N environments, H horizon, A action size, F feature size, Z groups, K classes, D deterministic.
+Letters: B batch, T time, N environments, H horizon, A action size, F feature size, Z groups, K classes,
+D deterministic.
 """
 
 from __future__ import annotations

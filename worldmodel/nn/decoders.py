@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ class ConvDecoderNet(nn.Module):
         self.from_deter = BlockLinear(deter, space, config.blocks)
         self.from_stoch = nn.Sequential(Dense(stoch, 2 * config.units), Linear(2 * config.units, space))
         self.norm = RMSNorm(widths[0], dim=-3)
-        self.convs = nn.ModuleList(Conv(a, b, config.kernel) for a, b in zip(widths[:-1], widths[1:]))
+        self.convs = nn.ModuleList(Conv(a, b, config.kernel) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(RMSNorm(b, dim=-3) for b in widths[1:])
         self.out = Conv(widths[-1], channels, config.kernel)
 
@@ -40,7 +41,8 @@ class ConvDecoderNet(nn.Module):
         """(N, F) -> (N, h, w, C) in [0, 1]."""
         h, w = self.grid
         # (N, g*(h*w*c)) -> (N, g*c, h, w): each block of the recurrent state owns some channels everywhere
-        grid = self.from_deter(features[:, : self.deter]).reshape(-1, self.blocks, h, w, self.norm.scale.shape[0] // self.blocks)
+        channels = self.norm.scale.shape[0] // self.blocks
+        grid = self.from_deter(features[:, : self.deter]).reshape(-1, self.blocks, h, w, channels)
         x = grid.permute(0, 1, 4, 2, 3).flatten(1, 2)
         # (N, h*w*c) -> (N, c, h, w)
         x = x + self.from_stoch(features[:, self.deter :]).reshape(-1, h, w, x.shape[1]).movedim(-1, 1)
@@ -59,7 +61,8 @@ class PatchDecoderNet(nn.Module):
         height, width, channels = shape
         self.patch = config.patch
         self.grid = (height // config.patch, width // config.patch)
-        self.expand = nn.Sequential(Dense(features, config.units), Linear(config.units, self.grid[0] * self.grid[1] * config.width))
+        patches = self.grid[0] * self.grid[1]
+        self.expand = nn.Sequential(Dense(features, config.units), Linear(config.units, patches * config.width))
         self.out = nn.Sequential(RMSNorm(config.width), nn.SiLU(), Linear(config.width, config.patch**2 * channels))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -85,7 +88,9 @@ class ConvDecoderConfig:
     """Groups of the recurrent state that paint separate channels."""
 
     def build(self, obs: dict[str, ArraySpec], deter: int, stoch: int) -> Decoder:
-        return Decoder(obs, lambda shape: ConvDecoderNet(shape, deter, stoch, self), deter + stoch, self.units, self.layers)
+        return Decoder(
+            obs, lambda shape: ConvDecoderNet(shape, deter, stoch, self), deter + stoch, self.units, self.layers
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +103,17 @@ class PatchDecoderConfig:
     layers: int = 2
 
     def build(self, obs: dict[str, ArraySpec], deter: int, stoch: int) -> Decoder:
-        return Decoder(obs, lambda shape: PatchDecoderNet(shape, deter + stoch, self), deter + stoch, self.units, self.layers)
+        return Decoder(
+            obs, lambda shape: PatchDecoderNet(shape, deter + stoch, self), deter + stoch, self.units, self.layers
+        )
 
 
 class Decoder(nn.Module):
     """Features (deter first, then stoch) to every observation key."""
 
     def __init__(
-        self, obs: dict[str, ArraySpec], image_net: Callable[[tuple[int, int, int]], Any], features: int, units: int, layers: int
+        self, obs: dict[str, ArraySpec], image_net: Callable[[tuple[int, int, int]], Any], features: int, units: int,
+        layers: int,
     ) -> None:
         super().__init__()
         self.specs = dict(sorted(obs.items()))
@@ -119,14 +127,16 @@ class Decoder(nn.Module):
             self.image = image_net((shapes[0][0], shapes[0][1], sum(s[2] for s in shapes)))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """(..., F) -> images (..., h, w, C) in [0, 1]; vectors (..., size) in symlog space; classes as logits (..., *shape, K)."""
+        """(..., F) -> images (..., h, w, C) in [0, 1]; vectors (..., size) in symlog space; classes as logits
+        (..., *shape, K)."""
         lead = features.shape[:-1]
         out: dict[str, Tensor] = {}
         if self.vector_keys:
             hidden = self.mlp(features)
             for key, head in zip(self.vector_keys, self.heads):
                 spec = self.specs[key]
-                out[key] = head(hidden).float().reshape(*lead, *((*spec.shape, spec.classes) if spec.classes else (-1,)))
+                shape = (*spec.shape, spec.classes) if spec.classes else (-1,)
+                out[key] = head(hidden).float().reshape(*lead, *shape)
         if self.image_keys:
             frames = self.image(features.reshape(-1, features.shape[-1]))
             parts = frames.split([self.specs[k].shape[2] for k in self.image_keys], -1)
@@ -135,7 +145,8 @@ class Decoder(nn.Module):
         return out
 
     def loss(self, features: Tensor, obs: dict[str, Tensor]) -> Tensor:
-        """(B, T): squared error summed over pixels and vector entries (symlog), cross-entropy for classes; summed over keys."""
+        """(B, T): squared error summed over pixels and vector entries (symlog), cross-entropy for classes; summed over
+        keys."""
         total = torch.zeros((), device=features.device)
         for key, predicted in self(features).items():
             spec, target = self.specs[key], obs[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,11 @@ class ConvNet(nn.Module):
         height, width, channels = shape
         shrink = 2 ** len(mults)
         if height % shrink or width % shrink:
-            raise ValueError(f"image height and width must be multiples of {shrink}, got {height} x {width}; resize the observation")
+            raise ValueError(
+                f"image height and width must be multiples of {shrink}, got {height} x {width}; resize the observation"
+            )
         widths = [channels, *(depth * m for m in mults)]
-        self.convs = nn.ModuleList(Conv(a, b, kernel) for a, b in zip(widths[:-1], widths[1:]))
+        self.convs = nn.ModuleList(Conv(a, b, kernel) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(RMSNorm(b, dim=-3) for b in widths[1:])
         self.out_dim = (height // shrink) * (width // shrink) * widths[-1]
 

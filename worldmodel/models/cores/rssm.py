@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,8 +50,9 @@ class RSSMConfig:
     unimix: float = 0.01
     """Share of the uniform distribution in prior and posterior."""
     logit_scale: float = 1.0
-    """Multiplies the initial weights of the logits. Published: 1. Larger values make the first samples say more about the
-    picture than about chance, and small moving things are then learned several times sooner (small models on CPUs)."""
+    """Multiplies the initial weights of the logits. Published: 1. Larger values make the first samples say more about
+    the picture than about chance, and small moving things are then learned several times sooner (small models on
+    CPUs)."""
     posterior: Literal["recurrent", "frame"] = "recurrent"
     """What the posterior sees: the recurrent state and the token, or the token alone (then it needs no recurrence)."""
 
@@ -78,17 +80,23 @@ class RSSM(nn.Module):
         self.from_action = Dense(action_size, c.hidden)
         # the full input is copied to each block beside the block's own share of deter
         widths = [c.deter + c.blocks * 3 * c.hidden] + [c.deter] * c.dyn_layers
-        self.mix = nn.ModuleList(BlockLinear(a, b, c.blocks) for a, b in zip(widths[:-1], widths[1:]))
+        self.mix = nn.ModuleList(BlockLinear(a, b, c.blocks) for a, b in itertools.pairwise(widths))
         self.mix_norms = nn.ModuleList(RMSNorm(c.deter) for _ in self.mix)
         self.gates = BlockLinear(widths[-1], 3 * c.deter, c.blocks)
-        self.prior_head = nn.Sequential(MLP(c.deter, c.hidden, c.img_layers), Linear(c.hidden, flat, scale=c.logit_scale))
+        self.prior_head = nn.Sequential(
+            MLP(c.deter, c.hidden, c.img_layers), Linear(c.hidden, flat, scale=c.logit_scale)
+        )
         posterior_inputs = token_size + (c.deter if c.posterior == "recurrent" else 0)
-        self.posterior_head = nn.Sequential(MLP(posterior_inputs, c.hidden, c.obs_layers), Linear(c.hidden, flat, scale=c.logit_scale))
+        self.posterior_head = nn.Sequential(
+            MLP(posterior_inputs, c.hidden, c.obs_layers), Linear(c.hidden, flat, scale=c.logit_scale)
+        )
 
     def initial(self, batch_size: int) -> RSSMState:
         """Zeros; nothing is learned here."""
         c, like = self.config, self.gates.bias
-        return RSSMState(deter=like.new_zeros(batch_size, c.deter), stoch=like.new_zeros(batch_size, c.stoch, c.classes))
+        return RSSMState(
+            deter=like.new_zeros(batch_size, c.deter), stoch=like.new_zeros(batch_size, c.stoch, c.classes)
+        )
 
     def observe(self, state: RSSMState, tokens: Tensor, prev_action: Tensor, is_first: Tensor) -> CoreOutput[RSSMState]:
         """Filter (B, T). Where ``is_first``, deter, stoch and the previous action become zero before the recurrence."""

@@ -15,7 +15,8 @@ from worldmodel.types import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class InfoNCEConfig:
-    """Contrastive: projected latents against tokens, in-batch negatives (van den Oord et al. 2018; as in R2-Dreamer's baselines)."""
+    """Contrastive: projected latents against tokens, in-batch negatives (van den Oord et al. 2018; as in R2-Dreamer's
+    baselines)."""
 
     scale: float = 1.0
     """Weight of the loss."""
