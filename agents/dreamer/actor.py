@@ -35,7 +35,9 @@ class ActorConfig:
 
     def build(self, feature_dim: int, action: ActionSpec) -> Actor:
         if self.gradient == "dynamics" and action.kind == "discrete":
-            raise ValueError('gradient="dynamics" needs continuous actions, this task has discrete ones; use "reinforce"')
+            raise ValueError(
+                'gradient="dynamics" needs continuous actions, this task has discrete ones; use "reinforce"'
+            )
         return Actor(self, feature_dim, action)
 
 
@@ -55,4 +57,6 @@ class Actor(nn.Module):
         hidden = self.mlp(features)
         if self.action.kind == "discrete":
             return Categorical(self.out(hidden), self.config.unimix)
-        return BoundedNormal(self.out(hidden), self.std(hidden), min_std=self.config.min_std, max_std=self.config.max_std)
+        return BoundedNormal(
+            self.out(hidden), self.std(hidden), min_std=self.config.min_std, max_std=self.config.max_std
+        )

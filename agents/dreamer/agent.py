@@ -22,7 +22,7 @@ from worldmodel.agents.dreamer.losses import (
 from worldmodel.agents.values.twohot import TwoHotValueConfig
 from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn.optim import LaProp
-from worldmodel.protocols import Decodes, Remembers
+from worldmodel.protocols import Decodes, Remembers, WorldModel
 from worldmodel.rng import Stream
 from worldmodel.rollout import follow, imagine
 from worldmodel.tree import struct
@@ -93,7 +93,9 @@ class Dreamer:
             self.actor = config.actor.build(self.model.feature_dim, spec.action).to(device)
             self.value = config.value.build(self.model.feature_dim).to(device)
         self.normalizer = ReturnNormalizer(config.return_rate).to(device)
-        self.modules = nn.ModuleDict({"model": self.model, "actor": self.actor, "value": self.value, "norm": self.normalizer})
+        self.modules = nn.ModuleDict(
+            {"model": self.model, "actor": self.actor, "value": self.value, "norm": self.normalizer}
+        )
         self.optimizer = LaProp(self.modules.parameters(), lr=config.lr, clip=config.clip, warmup=config.warmup)
         self.discount = 1.0 - 1.0 / config.horizon
         self.scales = {
@@ -104,7 +106,9 @@ class Dreamer:
         }
         self.bad_streak = torch.zeros((), device=device)
         self.bad_total = torch.zeros((), device=device)
-        self.streams = {name: Stream(seed=seed * 1000 + i, device=device) for i, name in enumerate(("learn", "report"), 1)}
+        self.streams = {
+            name: Stream(seed=seed * 1000 + i, device=device) for i, name in enumerate(("learn", "report"), 1)
+        }
 
     # Acting
 
@@ -193,7 +197,9 @@ class Dreamer:
         the first cast of a weight, so a weight first used without gradient would get none from later uses."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
-    def _imagination_losses(self, states: Any, is_terminal: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    def _imagination_losses(
+        self, states: Any, is_terminal: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         """Losses (B, T) of policy and value, metrics, and the imagined return (B, T) of every start state."""
         c, shape = self.config, is_terminal.shape
         starts = tree.flatten_time(tree.detach(states))
@@ -258,17 +264,18 @@ class Dreamer:
     def report(self, batch: Batch, *, observed: int | None = None, rows: int = 6) -> dict[str, Tensor]:
         """Open-loop prediction: filter ``observed`` steps (half the batch by default), then dream on with the real
         actions. "truth/KEY" and "model/KEY" (rows, T, h, w, C) in [0, 1], and "report/open_loop_mse"."""
-        if not isinstance(self.model, Decodes):
+        world: WorldModel[Any] = self.model
+        if not isinstance(world, Decodes):
             return {}
         rows, time = min(rows, batch.reward.shape[0]), batch.reward.shape[1]
         observed = time // 2 if observed is None else observed
         b = tree.index(batch, slice(rows))
         with self.streams["report"], self._cast():
             head = {key: x[:, :observed] for key, x in b.obs.items()}
-            seen = self.model.observe(self._context(b), head, b.prev_action[:, :observed], b.is_first[:, :observed])
-            dream = follow(self.model, tree.index(seen, (slice(None), -1)), b.prev_action[:, observed:])
+            seen = world.observe(self._context(b), head, b.prev_action[:, :observed], b.is_first[:, :observed])
+            dream = follow(world, tree.index(seen, (slice(None), -1)), b.prev_action[:, observed:])
             states = tree.cat([seen, tree.index(dream.states, (slice(None), slice(1, None)))], 1)
-            decoded = self.model.decode(states)
+            decoded = world.decode(states)
         out: dict[str, Tensor] = {}
         for key, model in decoded.items():
             truth = b.obs[key].float() / 255

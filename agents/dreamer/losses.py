@@ -40,7 +40,7 @@ def replay_value_loss(
     value: Any, *, features: Tensor, reward: Tensor, is_last: Tensor, is_terminal: Tensor, bootstrap: Tensor,
     discount: float, lam: float,
 ) -> Tensor:
-    """Critic loss on the real sequence, (B, T), with gradient into the world model (DreamerV3, section "Critic learning").
+    """Critic loss on the real sequence, (B, T), with gradient into the world model (DreamerV3, "Critic learning").
 
     Returns are lambda-returns over real rewards; at every state the bootstrap is that state's *imagined* return. An
     episode's last step bootstraps and stops the chain (no value loss there: the next index is another episode), a

@@ -60,6 +60,8 @@ class TwoHotValue(nn.Module):
     @torch.no_grad()
     def track(self, healthy: Tensor) -> None:
         """Move the slow copy after an update; an unhealthy update moves nothing."""
-        slow, fast = list(self.slow.parameters()), list(self.fast.parameters())
+        slow: list[Tensor] = [*self.slow.parameters()]
+        fast: list[Tensor] = [*self.fast.parameters()]
         # a tensor for each: as one scalar weight it would be read by the host, which waits for a GPU
-        torch._foreach_lerp_(slow, fast, [self.config.slow_rate * healthy.float()] * len(slow))
+        rates = [self.config.slow_rate * healthy.float()] * len(slow)
+        torch._foreach_lerp_(slow, fast, rates)  # pyright: ignore[reportPrivateImportUsage]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class LaProp:
-    """AGC -> RMS scaling -> momentum -> learning rate (Ziyin et al. 2020; Brock et al. 2021; DreamerV3, section "Optimizer").
+    """AGC -> RMS scaling -> momentum -> learning rate (Ziyin et al. 2020; Brock et al. 2021; DreamerV3, "Optimizer").
 
     Parameters and gradients become views of two flat buffers, so every step is a handful of operations whatever the
     number of tensors. A non-finite gradient changes nothing: not the parameters, not the moments, not the step count.
@@ -62,15 +62,15 @@ class LaProp:
 
         Returns {"grad_norm": before clipping, "healthy": () bool}.
         """
-        norms = torch.stack(torch._foreach_norm(self._grads))
+        norms = _norms(self._grads)
         total = norms.square().sum().sqrt()
         finite = torch.isfinite(total)
         healthy = finite if healthy is None else finite & healthy
         ok = healthy.float()
         if self.clip:
-            bound = self.clip * torch.stack(torch._foreach_norm([p.data for p in self.parameters])).clamp(min=1e-3)
+            bound = self.clip * _norms([p.data for p in self.parameters]).clamp(min=1e-3)
             factor = 1.0 / (norms / bound).clamp(min=1.0)
-            torch._foreach_mul_(self._grads, list(factor.unbind()))
+            torch._foreach_mul_(self._grads, list(factor.unbind()))  # pyright: ignore[reportPrivateImportUsage]
         self.grad.copy_(torch.where(healthy, self.grad, 0.0))
         self.count += ok
         b1, b2 = self.betas
@@ -90,3 +90,8 @@ class LaProp:
         """Copy into the existing buffers; shapes must match."""
         for name, mine in self.state_dict().items():
             mine.copy_(state[name])
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """(len(tensors),) the norm of each."""
+    return torch.stack(torch._foreach_norm(tensors))  # pyright: ignore[reportPrivateImportUsage]

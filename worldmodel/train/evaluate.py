@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,25 +73,26 @@ def evaluate(
             if film and i == 0 and done[0] == 1 and (picture := pool.render(0)) is not None:
                 pictures.append(picture)
             running[i], length[i] = 0.0, 0
-    return Scores(returns=sum(returns, []), lengths=sum(lengths, []), frames=pictures)
+    return Scores(
+        returns=list(itertools.chain(*returns)), lengths=list(itertools.chain(*lengths)), frames=pictures
+    )
 
 
 class Evaluator:
     """Evaluates by the mode of the policy and by sampling from it; both are reported."""
 
-    def __init__(self, *, make_pool: Any, episodes: int, seed: int) -> None:
+    def __init__(self, *, make_pool: Callable[[], EnvPool], episodes: int, seed: int) -> None:
         """Args: make_pool() -> EnvPool, called at the first evaluation; episodes for each way of acting."""
         self._make_pool, self.episodes, self.seed = make_pool, episodes, seed
         self._pool: EnvPool | None = None
 
     def __call__(self, agent: Agent[Any]) -> dict[str, Scores]:
         """{"mode": Scores, "sampled": Scores}; "mode" carries the pictures of one episode."""
-        if self._pool is None:
-            self._pool = self._make_pool()
+        pool = self._pool = self._make_pool() if self._pool is None else self._pool
         with torch.no_grad():
             return {
-                "mode": evaluate(agent, self._pool, episodes=self.episodes, explore=False, seed=self.seed, film=True),
-                "sampled": evaluate(agent, self._pool, episodes=self.episodes, explore=True, seed=self.seed),
+                "mode": evaluate(agent, pool, episodes=self.episodes, explore=False, seed=self.seed, film=True),
+                "sampled": evaluate(agent, pool, episodes=self.episodes, explore=True, seed=self.seed),
             }
 
     def close(self) -> None:
