@@ -39,7 +39,8 @@ def one_run(folder: Path, arguments: list[str], seed: int, episodes: int) -> dic
     scores = [json.loads(line) for line in (run_dir / "scores.jsonl").read_text().splitlines()]
     metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     curve = {
-        kind: [[s["frames"], round(s["return"], 4)] for s in scores if s["kind"] == f"eval_{kind}"] for kind in ("mode", "sampled")
+        kind: [[s["frames"], round(s["return"], 4)] for s in scores if s["kind"] == f"eval_{kind}"]
+        for kind in ("mode", "sampled")
     }
     updates = max((row["updates"] for row in metrics if "updates" in row), default=0)
     return {"seed": seed, "seconds": round(seconds, 1), "updates": updates, "curve": curve, "final": final}
@@ -50,9 +51,11 @@ def main() -> int:
     parser.add_argument("name")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--parallel", type=int, default=1, help="runs side by side; more than 1 makes wall seconds less telling")
+    parser.add_argument(
+        "--parallel", type=int, default=1, help="runs side by side; more than 1 makes wall seconds less telling"
+    )
     parser.add_argument("--pass-at", type=float, default=None)
-    parser.add_argument("--folder", type=Path, default=None, help="where the run folders go (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, default=None, help="where the run folders go (default: a temporary one)")
     parser.add_argument("preset", nargs="+", help="preset and its overrides, after --")
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix=f"learning-{args.name}-"))
@@ -81,7 +84,8 @@ def main() -> int:
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 

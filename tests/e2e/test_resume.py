@@ -16,8 +16,9 @@ import torch
 from worldmodel.train.checkpoint import Checkpoints
 
 ARGS = [
-    "quickstart", "--train.steps", "800", "--train.log-steps", "40", "--train.checkpoint-steps", "400", "--train.eval-every", "400",
-    "--train.eval-episodes", "2", "--train.keep-checkpoints", "9", "--replay.capacity", "600", "--replay.min-starts", "64",
+    "quickstart", "--train.steps", "800", "--train.log-steps", "40", "--train.checkpoint-steps", "400",
+    "--train.eval-every", "400", "--train.eval-episodes", "2", "--train.keep-checkpoints", "9",
+    "--replay.capacity", "600", "--replay.min-starts", "64",
 ]
 
 
@@ -82,7 +83,8 @@ def test_a_killed_run_resumes_bit_for_bit(whole: Path, tmp_path: Path, sig: sign
 
 def test_a_resume_with_changed_sizes_is_refused_in_a_sentence(whole: Path):
     before = sorted(p.name for p in (whole / "checkpoints").iterdir())
-    result = subprocess.run(command("resume", whole, "--replay.batch-size", "4"), capture_output=True, text=True, timeout=100)
+    refused = command("resume", whole, "--replay.batch-size", "4")
+    result = subprocess.run(refused, capture_output=True, text=True, timeout=100)
     assert result.returncode == 2 and "batch_size" in result.stderr and "Traceback" not in result.stderr
     assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == before
 
@@ -92,7 +94,8 @@ def test_more_steps_continue_the_same_folder(whole: Path, tmp_path: Path):
 
     run_dir = tmp_path / "copy"
     shutil.copytree(whole, run_dir)
-    result = subprocess.run(command("resume", run_dir, "--train.steps", "880"), capture_output=True, text=True, timeout=200)
+    longer = command("resume", run_dir, "--train.steps", "880")
+    result = subprocess.run(longer, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     assert Checkpoints(run_dir / "checkpoints").latest(on_skip=lambda text: None).step == 880
     assert "bit for bit" in result.stdout + result.stderr

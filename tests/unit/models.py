@@ -18,11 +18,14 @@ IMAGE = ArraySpec(shape=(32, 32, 3), dtype="uint8")
 def make_spec(kind: str = "discrete", *, size: int = 3, vector: bool = False) -> EnvSpec:
     obs = {"image": IMAGE}
     if vector:
-        obs = {"speed": ArraySpec(shape=(4,), dtype="float32"), "gear": ArraySpec(shape=(), dtype="int64", classes=3)} | obs
+        gear = ArraySpec(shape=(), dtype="int64", classes=3)
+        obs = {"speed": ArraySpec(shape=(4,), dtype="float32"), "gear": gear} | obs
     return EnvSpec(name="test", obs=obs, action=ActionSpec(kind=kind, size=size))  # type: ignore[arg-type]
 
 
-def make_batch(spec: EnvSpec, batch: int = 3, time: int = 8, *, seed: int = 0, firsts: tuple[tuple[int, int], ...] = ((1, 4),)) -> Batch:
+def make_batch(
+    spec: EnvSpec, batch: int = 3, time: int = 8, *, seed: int = 0, firsts: tuple[tuple[int, int], ...] = ((1, 4),)
+) -> Batch:
     """Random data; episodes begin at (row, step) of ``firsts``, and the step before each is a terminal end."""
     g = torch.Generator().manual_seed(seed)
     obs: dict[str, torch.Tensor] = {}
@@ -46,12 +49,15 @@ def make_batch(spec: EnvSpec, batch: int = 3, time: int = 8, *, seed: int = 0, f
             is_last[row, t - 1] = True
     prev = torch.cat([torch.zeros_like(action[:, :1]), action[:, :-1]], 1) * (~is_first).unsqueeze(-1)
     return Batch(
-        obs=obs, action=action * (~is_last).unsqueeze(-1), prev_action=prev, reward=torch.randn(batch, time, generator=g) * (~is_first),
+        obs=obs, action=action * (~is_last).unsqueeze(-1), prev_action=prev,
+        reward=torch.randn(batch, time, generator=g) * (~is_first),
         is_first=is_first, is_last=is_last, is_terminal=is_last.clone(),
     )
 
 
-def make_agent(spec: EnvSpec | None = None, *, seed: int = 0, model: dict[str, Any] | None = None, **changes: Any) -> Dreamer:
+def make_agent(
+    spec: EnvSpec | None = None, *, seed: int = 0, model: dict[str, Any] | None = None, **changes: Any
+) -> Dreamer:
     config: DreamerConfig = dreamer("nano", **({"imagination": 4} | changes))
     if model:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, **model))

@@ -18,8 +18,10 @@ def grads(agent, loss):
     """Sum of absolute gradients by module after backpropagating one loss."""
     agent.optimizer.zero_grad()
     loss.mean().backward(retain_graph=True)
-    names = {"encoder": agent.model.encoder, "core": agent.model.core, "objective": agent.model.objective, "reward": agent.model.reward,
-             "actor": agent.actor, "value": agent.value.fast}
+    names = {
+        "encoder": agent.model.encoder, "core": agent.model.core, "objective": agent.model.objective,
+        "reward": agent.model.reward, "actor": agent.actor, "value": agent.value.fast,
+    }
     if agent.model.probe is not None:
         names["probe"] = agent.model.probe
     return {name: sum(p.grad.abs().sum().item() for p in m.parameters()) > 0 for name, m in names.items()}
@@ -172,8 +174,10 @@ def act_steps(agent, carry, seed=0, n=2, steps=5, explore=True):
     batch = make_batch(agent.spec, n, steps, seed=seed, firsts=((0, 0), (1, 0)))
     actions = []
     for t in range(steps):
-        step = Step(obs={k: v[:, t] for k, v in batch.obs.items()}, reward=batch.reward[:, t], is_first=batch.is_first[:, t],
-                    is_last=batch.is_last[:, t], is_terminal=batch.is_terminal[:, t])
+        step = Step(
+            obs={k: v[:, t] for k, v in batch.obs.items()}, reward=batch.reward[:, t],
+            is_first=batch.is_first[:, t], is_last=batch.is_last[:, t], is_terminal=batch.is_terminal[:, t],
+        )
         action, carry = agent.act(carry, step, explore=explore)
         actions.append(action)
     return torch.stack(actions, 1), carry
@@ -230,7 +234,7 @@ def test_report_shows_truth_and_model_side_by_side():
     for objective in ("reconstruction", "barlow"):
         report = make_agent(spec, objective=objective).report(make_batch(spec))
         assert report["truth/image"].shape == report["model/image"].shape == (3, 8, 32, 32, 3)
-        assert 0 <= report["model/image"].min() and report["model/image"].max() <= 1
+        assert report["model/image"].min() >= 0 and report["model/image"].max() <= 1
         assert report["report/open_loop_mse_image"].ndim == 0
     silent = make_agent(spec, objective="barlow", model={"probe": False})
     assert silent.report(make_batch(spec)) == {}

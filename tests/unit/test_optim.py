@@ -35,7 +35,9 @@ def test_laprop_with_agc_equals_the_formulas_over_many_steps():
             assert p.grad is not None
             p.grad.add_(g)
         optimizer.step()
-        expected = [reference_step(p, g.double(), s, lr=0.01, clip=0.3, warmup=4) for p, g, s in zip(expected, grads, states)]
+        expected = [
+            reference_step(p, g.double(), s, lr=0.01, clip=0.3, warmup=4) for p, g, s in zip(expected, grads, states)
+        ]
     for p, q in zip(parameters, expected):
         torch.testing.assert_close(p.detach().double(), q, rtol=1e-4, atol=1e-6)
 

@@ -582,11 +582,16 @@ def test_digests_tell_contents_apart() -> None:
 
 
 def test_a_peek_may_be_longer_than_what_is_trained_on_and_disturbs_nothing():
-    spec = EnvSpec(name="x", obs={"x": ArraySpec(shape=(1,), dtype="float32")}, action=ActionSpec(kind="continuous", size=1))
-    replay = make_replay(ReplayConfig(capacity=100, batch_size=4, length=5, min_starts=1), spec, {}, 1, device=torch.device("cpu"), seed=0)
+    obs = {"x": ArraySpec(shape=(1,), dtype="float32")}
+    spec = EnvSpec(name="x", obs=obs, action=ActionSpec(kind="continuous", size=1))
+    config = ReplayConfig(capacity=100, batch_size=4, length=5, min_starts=1)
+    replay = make_replay(config, spec, {}, 1, device=torch.device("cpu"), seed=0)
     for t in range(40):
         flag = torch.tensor([False])
-        step = Step(obs={"x": torch.full((1, 1), float(t))}, reward=torch.zeros(1), is_first=torch.tensor([t == 0]), is_last=flag, is_terminal=flag)
+        step = Step(
+            obs={"x": torch.full((1, 1), float(t))}, reward=torch.zeros(1),
+            is_first=torch.tensor([t == 0]), is_last=flag, is_terminal=flag,
+        )
         replay.add(step, torch.zeros(1, 1), {})
     before = replay.digest()
     long = replay.peek(rows=3, length=20)

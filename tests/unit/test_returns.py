@@ -23,7 +23,8 @@ def slow_lambda_return(reward, continues, bootstrap, lam):
 
 def test_lambda_return_by_hand():
     got = lambda_return(
-        reward=torch.tensor([[1.0, 2.0]]), continues=torch.tensor([[0.5, 0.5]]), bootstrap=torch.tensor([[10.0, 20.0]]), lam=0.8
+        reward=torch.tensor([[1.0, 2.0]]), continues=torch.tensor([[0.5, 0.5]]),
+        bootstrap=torch.tensor([[10.0, 20.0]]), lam=0.8,
     )
     # R_1 = 2 + 0.5 * 20 = 12;  R_0 = 1 + 0.5 * (0.2 * 10 + 0.8 * 12) = 6.8
     torch.testing.assert_close(got, torch.tensor([[6.8, 12.0]]))
@@ -56,7 +57,7 @@ def test_weights_stop_at_the_state_in_which_the_action_is_taken():
 
 
 def test_imagined_targets_on_a_hand_computed_four_step_mdp():
-    # states 0..4 in a chain, reward on arrival (1, 2, 4, 8), everything alive, discount 1, values (v0..v4) = 0 but v4 = 3
+    # states 0..4 in a chain, reward on arrival (1, 2, 4, 8), everything alive, discount 1, values 0 but v4 = 3
     value = torch.tensor([[0.0, 0.0, 0.0, 0.0, 3.0]])
     reward = torch.tensor([[1.0, 2.0, 4.0, 8.0]])
     return_, weight = imagined_targets(reward=reward, continues=torch.ones(1, 5), value=value, lam=1.0)

@@ -50,8 +50,10 @@ def test_one_recurrent_step_equals_a_numpy_loop_over_blocks():
 
     deter = state.deter.numpy()
     act = action.numpy() / np.maximum(1, np.abs(action.numpy()))
-    shared = np.concatenate([dense("from_deter", deter), dense("from_stoch", state.stoch.numpy().reshape(2, -1)), dense("from_action", act)], -1)
-    hidden = np.concatenate([np.concatenate([deter[:, 8 * b : 8 * b + 8], shared], -1) @ w["mix.0.weight"][b] for b in range(4)], -1)
+    stoch = state.stoch.numpy().reshape(2, -1)
+    shared = np.concatenate([dense("from_deter", deter), dense("from_stoch", stoch), dense("from_action", act)], -1)
+    inputs = [np.concatenate([deter[:, 8 * b : 8 * b + 8], shared], -1) for b in range(4)]
+    hidden = np.concatenate([x @ w["mix.0.weight"][b] for b, x in enumerate(inputs)], -1)
     hidden = silu(rms(hidden + w["mix.0.bias"], w["mix_norms.0.scale"]))  # the norm couples the blocks
     expected = np.zeros_like(deter)
     for b in range(4):
@@ -76,7 +78,7 @@ def test_a_sequence_equals_its_steps_one_by_one(posterior):
     for t in range(6):
         at = slice(t, t + 1)
         real = torch.rand
-        torch.rand = lambda *a, t=t, **k: noise[:, t : t + 1]  # noqa: B023
+        torch.rand = lambda *a, t=t, **k: noise[:, t : t + 1]
         try:
             out = core.observe(state, tokens[:, at], action[:, at], is_first[:, at])
         finally:
@@ -107,7 +109,8 @@ def test_reset_forgets_state_and_previous_action(at):
     torch.testing.assert_close(base.posterior[:, at:], changed.posterior[:, at:], rtol=0, atol=0)
     is_first[0, at] = False
     unreset = run(dirty, other_tokens, other_action)
-    assert not torch.allclose(base.states.deter[:, at:], unreset.states.deter[:, at:]), "without the reset the past matters"
+    same = torch.allclose(base.states.deter[:, at:], unreset.states.deter[:, at:])
+    assert not same, "without the reset the past matters"
 
 
 def test_memory_round_trips_through_class_indices_and_bfloat16():
@@ -147,7 +150,10 @@ def test_dyn_moves_the_prior_only_and_rep_the_posterior_only():
 
 
 # Parameter counts published or computed from the reference implementation, slow critic excluded.
-COUNTS = {"1m": 686_846, "12m": 10_494_158, "25m": 23_489_326, "50m": 41_650_062, "100m": 93_468_238, "200m": 165_948_686, "400m": 372_896_398}
+COUNTS = {
+    "1m": 686_846, "12m": 10_494_158, "25m": 23_489_326, "50m": 41_650_062, "100m": 93_468_238, "200m": 165_948_686,
+    "400m": 372_896_398,
+}
 
 
 def count(config, spec):
@@ -163,15 +169,18 @@ def count(config, spec):
 
 @pytest.mark.parametrize("size", list(SIZES))
 def test_parameter_count_of_every_size_from_64_pixel_rgb(size):
-    spec = EnvSpec(name="x", obs={"image": ArraySpec(shape=(64, 64, 3), dtype="uint8")}, action=ActionSpec(kind="continuous", size=6))
+    obs = {"image": ArraySpec(shape=(64, 64, 3), dtype="uint8")}
+    spec = EnvSpec(name="x", obs=obs, action=ActionSpec(kind="continuous", size=6))
     assert sum(count(dreamer(size), spec).values()) == COUNTS[size]
 
 
 def test_parameter_count_of_walker_proprio_by_module():
-    obs = {"height": ArraySpec(shape=(1,), dtype="float32"), "orientations": ArraySpec(shape=(14,), dtype="float32"), "velocity": ArraySpec(shape=(9,), dtype="float32")}
+    sizes = {"height": 1, "orientations": 14, "velocity": 9}
+    obs = {key: ArraySpec(shape=(size,), dtype="float32") for key, size in sizes.items()}
     parts = count(dreamer("1m"), EnvSpec(name="x", obs=obs, action=ActionSpec(kind="continuous", size=6)))
     assert parts == {
-        "encoder": 10_112, "core": 364_416, "objective": 51_096, "reward": 57_663, "continues": 41_153, "actor": 50_316, "value": 66_111,
+        "encoder": 10_112, "core": 364_416, "objective": 51_096, "reward": 57_663, "continues": 41_153,
+        "actor": 50_316, "value": 66_111,
     }
     assert sum(parts.values()) == 640_867
 
