@@ -86,6 +86,54 @@ class Forks(Protocol):
     def fork(self, state: Any, n: int) -> Any: ...
 
 
+class ValueLearner(Protocol):
+    """A critic of states. Module-like: its parameters are trained by the agent's optimiser."""
+
+    def value(self, features: Tensor) -> Tensor:
+        """(..., F) -> (...), the best estimate."""
+        ...
+
+    def target(self, features: Tensor) -> Tensor:
+        """(..., F) -> (...), what returns bootstrap from."""
+        ...
+
+    def loss(self, features: Tensor, return_: Tensor) -> Tensor:
+        """(..., F), (...) -> (...); the return is a constant, features may carry gradient."""
+        ...
+
+    def track(self, healthy: Tensor) -> None:
+        """After an update: move slow copies, unless () bool ``healthy`` is False."""
+        ...
+
+
+class ActionDistribution(Protocol):
+    """What a policy says about an action."""
+
+    def sample(self) -> Tensor:
+        """(..., A)."""
+        ...
+
+    def mode(self) -> Tensor:
+        """(..., A)."""
+        ...
+
+    def log_prob(self, action: Tensor, /) -> Tensor:
+        """(..., A) -> (...)."""
+        ...
+
+    def entropy(self) -> Tensor:
+        """(...) in nats."""
+        ...
+
+
+class Policy(Protocol):
+    """A policy over latent features."""
+
+    def __call__(self, features: Tensor, /) -> ActionDistribution:
+        """(..., F) -> distribution over (..., A)."""
+        ...
+
+
 class Agent(Protocol[C]):
     """Acts and learns. ``C`` is the carry of N environments, a pytree with leading N."""
 
