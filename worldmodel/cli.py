@@ -279,7 +279,10 @@ def _finish(summary: Summary, folder: Path, run: Run) -> int:
     from worldmodel.train.pictures import draw_curve, newest
     from worldmodel.train.signals import exit_code
 
-    draw_curve(folder, run.env.name)
+    try:
+        draw_curve(folder, run.env.name)
+    except (StorageError, OSError, ValueError) as error:  # the run itself is done and saved
+        _note(f"worldmodel: no learning curve: {error}")
     scores = ", ".join(f"{s.mean:.4g} {'by mode' if how == 'mode' else how}" for how, s in summary.scores.items())
     print(
         f"\n{summary.env_steps:,} decisions, {summary.updates:,} updates, {summary.seconds:.0f} s"

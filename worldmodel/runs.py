@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import torch
 from worldmodel import config as configs
 from worldmodel.config import Run
 from worldmodel.envs.pool import make_pool
-from worldmodel.errors import CheckpointError, UserError
+from worldmodel.errors import CheckpointError, StorageError, UserError
 from worldmodel.protocols import Agent, EnvPool
 from worldmodel.replay.ring import make_replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.display import Display
-from worldmodel.train.evaluate import Evaluator, Scores, evaluate as evaluate_agent
+from worldmodel.train.evaluate import Evaluator, Scores
+from worldmodel.train.evaluate import evaluate as evaluate_agent
 from worldmodel.train.lock import RunLock
 from worldmodel.train.log import Logger
 from worldmodel.train.loop import Output, Summary, Trainer, agent_state
@@ -30,32 +31,40 @@ from worldmodel.train.signals import GracefulExit
 
 Say = Callable[[str], None]
 
+CONFIG = "config.json"
 
-def start(run: Run, run_dir: Path, *, preset: str = "", preset_args: dict[str, Any] | None = None, live: bool | None = None) -> Summary:
+
+def start(
+    run: Run, run_dir: Path, *, preset: str = "", preset_args: dict[str, Any] | None = None, live: bool | None = None
+) -> Summary:
     """Train in a new folder.
 
     Raises: UserError when the folder holds anything already.
     """
     run_dir = Path(run_dir)
     if run_dir.exists() and any(p.name != "lock" for p in run_dir.iterdir()):
-        raise UserError(f"{run_dir} exists and is not empty; go on with `worldmodel resume {run_dir}` or give another --run-dir")
+        raise UserError(
+            f"{run_dir} exists and is not empty; go on with `worldmodel resume {run_dir}` or give another --run-dir"
+        )
     _make_folder(run_dir)
     with RunLock(run_dir):
         document = {
             "preset": preset, "preset_args": preset_args or {}, "run": configs.to_json(run), "provenance": provenance(),
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
         }
-        (run_dir / "config.json").write_text(json.dumps(document, indent=2) + "\n")
+        _write_document(run_dir, document)
         return _train(run, run_dir, live=live)
 
 
 def resume(
-    run_dir: Path, *, change: Callable[[Run], Run] = lambda run: run, live: bool | None = None, allow: Sequence[str] = (),
+    run_dir: Path, *, change: Callable[[Run], Run] = lambda run: run, live: bool | None = None,
+    allow: Sequence[str] = (),
 ) -> Summary:
     """Go on from the newest valid checkpoint of a run folder.
 
     Args:
-        change: gives the run with allowed changes (more steps, other cadences); others are refused.
+        change: gives the run with allowed changes (more steps, other cadences); others are refused. What it changes
+            stays: config.json holds it from then on.
         allow: modules outside of this package that its configuration may name.
     Raises: CheckpointError, UserError.
     """
@@ -63,21 +72,24 @@ def resume(
     old = read_run(run_dir, allow=allow)
     run = change(old)
     configs.validate_resume(old, run)
+
+    def restart(say: Say) -> Checkpoint:
+        # only what can go on is written down: the device is there by now, and a valid checkpoint too
+        checkpoint = Checkpoints(run_dir / "checkpoints").latest(on_skip=say)
+        if run != old:
+            _write_document(run_dir, _read_document(run_dir) | {"run": configs.to_json(run)})
+        return checkpoint
+
     with RunLock(run_dir):
-        checkpoints = Checkpoints(run_dir / "checkpoints", keep=run.train.keep_checkpoints)
-        return _train(run, run_dir, live=live, restart=lambda say: checkpoints.latest(on_skip=say))
+        return _train(run, run_dir, live=live, restart=restart)
 
 
 def read_run(run_dir: Path, *, allow: Sequence[str] = ()) -> Run:
-    """The Run of a folder; ``allow`` names modules outside of this package that it may use. Raises: UserError when it is not a run folder."""
-    path = Path(run_dir) / "config.json"
-    if not path.is_file():
-        raise UserError(f"{run_dir} is not a run folder: it has no config.json; give the --run-dir of a `worldmodel train`")
-    try:
-        document = json.loads(path.read_text())
-        return configs.from_json(document["run"], allow=allow)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from error
+    """The Run of a folder; ``allow`` names modules outside of this package that it may use.
+
+    Raises: UserError when it is not a run folder, CheckpointError when its configuration is damaged.
+    """
+    return configs.from_json(_read_document(run_dir)["run"], allow=allow)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +135,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda was asked for, but torch sees no GPU here; use --device cpu, or see `worldmodel doctor`")
+        raise UserError(
+            "device cuda was asked for, but torch sees no GPU here; use --device cpu, or see `worldmodel doctor`"
+        )
     return torch.device(name)
 
 
@@ -135,6 +149,39 @@ def pick_threads(run: Run) -> int:
     return threads
 
 
+def _read_document(run_dir: Path) -> dict[str, Any]:
+    """The content of config.json: "run" and what is said about it."""
+    path = Path(run_dir) / CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"{run_dir} is not a run folder: it has no {CONFIG}; give the --run-dir of a `worldmodel train`"
+        )
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from error
+    if not isinstance(document, dict) or not isinstance(document.get("run"), dict):
+        raise CheckpointError(f'{path} is damaged (no object "run"); restore it from a copy')
+    return document
+
+
+def _write_document(run_dir: Path, document: dict[str, Any]) -> None:
+    """Write config.json so that at every moment there is the old one or the new one, whole."""
+    path, part = run_dir / CONFIG, run_dir / f".{CONFIG}.{os.getpid()}"
+    try:
+        with part.open("w") as file:
+            file.write(json.dumps(document, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}; free some space or make the folder writable"
+        ) from error
+
+
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -142,7 +189,9 @@ def _make_folder(path: Path) -> None:
         raise UserError(f"cannot make the run folder {path}: {error.strerror}; give a writable --run-dir") from error
 
 
-def _train(run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say], Checkpoint] | None = None) -> Summary:
+def _train(
+    run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say], Checkpoint] | None = None
+) -> Summary:
     device = pick_device(run.device)
     threads = pick_threads(run)
     with contextlib.ExitStack() as stack:
@@ -162,8 +211,9 @@ def _train(run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say
         replay = make_replay(
             run.replay, pool.spec, agent.memory_spec, pool.num_envs, device=device, seed=run.seed,
         )
+        eval_envs = min(run.train.eval_envs, run.train.eval_episodes)
         evaluator = Evaluator(
-            make_pool=lambda: make_pool(run.env, min(run.train.eval_envs, run.train.eval_episodes), on_event=display.message),
+            make_pool=lambda: make_pool(run.env, eval_envs, on_event=display.message),
             episodes=run.train.eval_episodes, seed=run.seed + 10_000,
         )
         stack.callback(evaluator.close)

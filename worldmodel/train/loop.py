@@ -19,10 +19,10 @@ from worldmodel.train.display import Display, Facts
 from worldmodel.train.evaluate import Evaluator, Scores
 from worldmodel.train.log import Logger
 from worldmodel.train.meter import Clock, Episodes, Meter
+from worldmodel.train.pictures import draw_curve
 from worldmodel.train.schedule import Every, TrainRatio
 from worldmodel.train.video import open_loop_grid
 from worldmodel.types import Batch, Step, Update
-
 
 DREAMS, DREAM_LENGTH = 5, 64
 """Sequences in an open-loop video, and their steps: the first half observed, the second dreamed."""
@@ -129,8 +129,9 @@ class Trainer:
             return
         if int(streak) >= limit:
             raise DivergenceError(
-                f"{int(streak)} updates in a row had a non-finite loss or gradient (limit train.max_bad_updates={limit}); "
-                f"the last good checkpoint is intact: lower the learning rate and resume it, or look at metrics.jsonl"
+                f"{int(streak)} updates in a row had a non-finite loss or gradient (limit train.max_bad_updates="
+                f"{limit}); the last good checkpoint is intact: lower the learning rate and resume it, or look at "
+                f"metrics.jsonl"
             )
 
     def _note_episodes(self, step: Step) -> None:
@@ -150,7 +151,8 @@ class Trainer:
         row = self.meter.take()
         spent = self.clock.take()
         now, (then, steps, updates) = time.monotonic(), self._marks
-        rates = ((self.env_steps - steps) / max(now - then, 1e-9), (self.ratio.updates - updates) / max(now - then, 1e-9))
+        seconds = max(now - then, 1e-9)
+        rates = ((self.env_steps - steps) / seconds, (self.ratio.updates - updates) / seconds)
         self._marks = (now, self.env_steps, self.ratio.updates)
         row |= {"frames": float(self.frames), "updates": float(self.ratio.updates)}
         row |= {f"replay/{name}": value for name, value in self.replay.stats().items()}
@@ -175,7 +177,8 @@ class Trainer:
         self.recent = self.recent[-200:]
 
     def _evaluated_now(self) -> bool:
-        return bool(self.config.eval_every and self.env_steps and self.env_steps % self.config.eval_every == 0 and self.scores)
+        every = self.config.eval_every
+        return bool(every and self.env_steps and self.env_steps % every == 0 and self.scores)
 
     def _evaluate(self) -> bool:
         """Evaluate, film, dream; True when the wished-for return is reached."""
@@ -183,19 +186,29 @@ class Trainer:
             self.scores = self.evaluator(self.agent)
         for kind, scores in self.scores.items():
             summary = scores.summary()
-            self.out.logger.score(self.env_steps, {"kind": f"eval_{kind}", "frames": self.frames, **summary, "returns": scores.returns})
+            self.out.logger.score(
+                self.env_steps, {"kind": f"eval_{kind}", "frames": self.frames, **summary, "returns": scores.returns}
+            )
             self.out.logger.scalars(self.env_steps, {f"eval_{kind}/{name}": value for name, value in summary.items()})
         mode, sampled = self.scores["mode"], self.scores["sampled"]
         self.out.display.message(
             f"evaluation at {self.env_steps:,} decisions: return {mode.mean:.3g} by mode, {sampled.mean:.3g} sampled, "
             f"{len(mode.returns)} episodes each"
         )
+        self._draw_curve()
         if mode.frames:
             self._film("episode", torch.stack([torch.from_numpy(f) for f in mode.frames]).numpy())
         if self.replay.is_ready:
             self._dream()
         target = self.config.stop_at_return
         return target is not None and mode.mean >= target
+
+    def _draw_curve(self) -> None:
+        """The learning curve so far, so that a killed run has one as well; without it training goes on."""
+        try:
+            draw_curve(self.out.logger.run_dir, self.pool.spec.name)
+        except (StorageError, OSError, ValueError) as error:
+            self.out.display.message(f"no learning curve at {self.env_steps:,} decisions, training goes on: {error}")
 
     def _dream(self) -> None:
         """Open-loop videos: truth, model, error."""
@@ -207,8 +220,8 @@ class Trainer:
             kind, _, key = name.partition("/")
             if kind == "truth":
                 model = report[f"model/{key}"]
-                scale = max(1, 96 // truth.shape[2])
-                grid = open_loop_grid(truth.cpu().numpy(), model.cpu().numpy(), context=truth.shape[1] // 2, scale=scale)
+                context, scale = truth.shape[1] // 2, max(1, 96 // truth.shape[2])
+                grid = open_loop_grid(truth.cpu().numpy(), model.cpu().numpy(), context=context, scale=scale)
                 self._film("dream" if key == "image" else f"dream_{key.replace('/', '_')}", grid)
 
     def _film(self, name: str, frames: Any) -> None:
@@ -273,7 +286,10 @@ class Trainer:
         if not state["envs_cloned"]:
             # fresh episodes with fresh seeds; replay marks the broken one as truncated
             self.step = self.pool.reset(self.seed + 1_000_003 * (1 + self.env_steps))
-            return "resumed statistically: these environments cannot be cloned, so their running episodes were cut (truncated)"
+            return (
+                "resumed statistically: these environments cannot be cloned, so their running episodes were cut "
+                "(truncated)"
+            )
         self.step = self.pool.reset(self.seed)
         self.pool.set_state(checkpoint.document("envs"))
         self.carry = _fill(self.carry, checkpoint.tensors("carry"))
