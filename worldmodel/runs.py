@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from worldmodel.train.evaluate import Evaluator, Scores
 from worldmodel.train.evaluate import evaluate as evaluate_agent
 from worldmodel.train.lock import RunLock
 from worldmodel.train.log import Logger
-from worldmodel.train.loop import Output, Summary, Trainer, agent_state
+from worldmodel.train.loop import Output, Summary, Trainer, restore_agent
 from worldmodel.train.manifest import provenance
 from worldmodel.train.signals import GracefulExit
 
@@ -37,7 +38,7 @@ CONFIG = "config.json"
 def start(
     run: Run, run_dir: Path, *, preset: str = "", preset_args: dict[str, Any] | None = None, live: bool | None = None
 ) -> Summary:
-    """Train in a new folder.
+    """Train in a new folder. A run that fails before it has anything to keep leaves nothing there.
 
     Raises: UserError when the folder holds anything already.
     """
@@ -46,9 +47,9 @@ def start(
         raise UserError(
             f"{run_dir} exists and is not empty; go on with `worldmodel resume {run_dir}` or give another --run-dir"
         )
-    _make_folder(run_dir)
-    with RunLock(run_dir):
+    with _new_folder(run_dir), RunLock(run_dir), _false_start(run_dir):
         document = {
+            "id": uuid.uuid4().hex[:16],
             "preset": preset, "preset_args": preset_args or {}, "run": configs.to_json(run), "provenance": provenance(),
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
         }
@@ -75,7 +76,7 @@ def resume(
 
     def restart(say: Say) -> Checkpoint:
         # only what can go on is written down: the device is there by now, and a valid checkpoint too
-        checkpoint = Checkpoints(run_dir / "checkpoints").latest(on_skip=say)
+        checkpoint = _checkpoints(run_dir).latest(on_skip=say)
         if run != old:
             _write_document(run_dir, _read_document(run_dir) | {"run": configs.to_json(run)})
         return checkpoint
@@ -106,13 +107,13 @@ def load(
 ) -> Loaded:
     """The agent of a run folder with the weights of its newest valid checkpoint."""
     run = read_run(run_dir, allow=allow)
-    checkpoint = Checkpoints(Path(run_dir) / "checkpoints").latest(on_skip=say)
+    checkpoint = _checkpoints(Path(run_dir)).latest(on_skip=say)
     env = run.env.build(0)
     try:
         agent = run.agent.build(env.spec, device=pick_device(device), seed=run.seed)
     finally:
         env.close()
-    agent.load_state_dict(agent_state(checkpoint))
+    restore_agent(agent, checkpoint)
     return Loaded(agent=agent, run=run, checkpoint=checkpoint)
 
 
@@ -182,11 +183,38 @@ def _write_document(run_dir: Path, document: dict[str, Any]) -> None:
         ) from error
 
 
-def _make_folder(path: Path) -> None:
+def _checkpoints(run_dir: Path, keep: int = 2) -> Checkpoints:
+    """Those of the run that config.json describes; what another run left there is passed over."""
+    return Checkpoints(run_dir / "checkpoints", keep=keep, run_id=str(_read_document(run_dir).get("id", "")))
+
+
+@contextlib.contextmanager
+def _new_folder(path: Path) -> Iterator[None]:
+    """Make a folder, and remove it again where what fills it fails and leaves it empty."""
+    is_ours = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the run folder {path}: {error.strerror}; give a writable --run-dir") from error
+    try:
+        yield
+    except BaseException:
+        if is_ours and not any(path.iterdir()):
+            path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _false_start(run_dir: Path) -> Iterator[None]:
+    """What fails before it has a result or a checkpoint is forgotten, so that the same command can be given again."""
+    try:
+        yield
+    except BaseException:
+        results = [run_dir / "metrics.jsonl", run_dir / "scores.jsonl"]
+        if not (run_dir / "checkpoints").exists() and not any(x.exists() and x.stat().st_size for x in results):
+            for path in (run_dir / CONFIG, *results):
+                path.unlink(missing_ok=True)
+        raise
 
 
 def _train(
@@ -197,7 +225,7 @@ def _train(
     with contextlib.ExitStack() as stack:
         display = Display(total_steps=run.train.steps, title=f"{run.env.name} · {device}", live=live)
         stack.callback(display.close)
-        checkpoints = Checkpoints(run_dir / "checkpoints", keep=run.train.keep_checkpoints)
+        checkpoints = _checkpoints(run_dir, keep=run.train.keep_checkpoints)
         checkpoints.cleanup()
         checkpoint = restart(display.message) if restart else None
         document = configs.to_json(run)

@@ -47,11 +47,12 @@ class Checkpoints:
     >>> checkpoints.latest(on_skip=warn).tensors("model")
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, *, run_id: str = "") -> None:
+        """Args: keep newest; run_id is written into each, and those that name another run are not taken for ours."""
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder = Path(folder)
-        self.keep = keep
+        self.keep, self.run_id = keep, run_id
         self._trusted: Checkpoint | None = None
         self._damaged: set[str] = set()
 
@@ -94,7 +95,7 @@ class Checkpoints:
             reused: set[str] = set()
             for name, writer in writers.items():
                 entries += _adopt(temporary, name, writer, previous, reused)
-            facts = {**provenance(), **meta}
+            facts = {**provenance(), **meta, **({"run_id": self.run_id} if self.run_id else {})}
             manifest = Manifest(step=step, files=tuple(entries), folders=tuple(writers), meta=facts)
             _write(temporary, MANIFEST, [manifest.to_bytes()])
             _sync_folder(temporary)
@@ -114,7 +115,7 @@ class Checkpoints:
 
         Args:
             verify: compare the SHA-256 of every file (about 1.5 GB/s), not just presence and size.
-            on_skip: told one sentence for each damaged checkpoint that is passed over.
+            on_skip: told one sentence for each damaged or foreign checkpoint that is passed over.
 
         Raises:
             CheckpointError: there is none, or none is valid; the message names file and cause for each.
@@ -122,17 +123,27 @@ class Checkpoints:
         failures: list[str] = []
         for path in self.candidates():
             try:
-                self._trusted = open_checkpoint(path, verify=verify)
+                found = open_checkpoint(path, verify=verify)
+                self._check_owner(found)
             except CheckpointError as error:
                 self._damaged.add(path.name)
                 failures.append(str(error))
-                on_skip(f"passing over a damaged checkpoint: {error}")
+                on_skip(f"passing over a checkpoint: {error}")
             else:
-                return self._trusted
+                self._trusted = found
+                return found
         if not failures:
             raise CheckpointError(f"no checkpoint in {self.folder}; start a new run, or name one that has saved")
         listed = "; ".join(failures)
         raise CheckpointError(f"none of the {len(failures)} checkpoints in {self.folder} is valid: {listed}")
+
+    def _check_owner(self, found: Checkpoint) -> None:
+        theirs = found.meta.get("run_id", "")
+        if self.run_id and theirs and theirs != self.run_id:
+            raise CheckpointError(
+                f"{found.path} is of another run (its id is {theirs}, this run's is {self.run_id}); put it back "
+                f"into its own run folder"
+            )
 
     def candidates(self) -> list[Path]:
         """Every folder that is named like a checkpoint, newest first; links are not followed."""

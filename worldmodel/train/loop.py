@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import tree
-from worldmodel.errors import DivergenceError, StorageError
+from worldmodel.errors import CheckpointError, DivergenceError, StorageError
 from worldmodel.protocols import Agent, EnvPool, Replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.config import TrainConfig
@@ -130,8 +130,8 @@ class Trainer:
         if int(streak) >= limit:
             raise DivergenceError(
                 f"{int(streak)} updates in a row had a non-finite loss or gradient (limit train.max_bad_updates="
-                f"{limit}); the last good checkpoint is intact: lower the learning rate and resume it, or look at "
-                f"metrics.jsonl"
+                f"{limit}); the last good checkpoint is intact: look at metrics.jsonl, and start a new run with a "
+                f"lower --agent.lr"
             )
 
     def _note_episodes(self, step: Step) -> None:
@@ -275,7 +275,7 @@ class Trainer:
     def load(self, checkpoint: Checkpoint) -> str:
         """Go on from a checkpoint; returns how exactly, as a sentence."""
         state = checkpoint.document("trainer")
-        self.agent.load_state_dict(agent_state(checkpoint))
+        restore_agent(self.agent, checkpoint)
         self.replay.load(checkpoint.folder("replay"))
         self.env_steps = self._saved_at = int(state["env_steps"])
         self.ratio.load(state["ratio"])
@@ -303,6 +303,25 @@ class Trainer:
                 f"{torch.get_num_threads()}, which changes rounding; set --train.threads {state['threads']}"
             )
         return "resumed bit for bit: weights, optimiser, replay, environments and every random stream"
+
+
+def restore_agent(agent: Agent[Any], checkpoint: Checkpoint) -> None:
+    """Load what a checkpoint keeps of an agent.
+
+    Raises: CheckpointError where it is of an agent of other parts or sizes.
+    """
+    saved, mine = agent_state(checkpoint), agent.state_dict()
+    # a random stream's state has another size on another kind of device
+    theirs, ours = ({k: tuple(x.shape) for k, x in s.items() if not k.startswith("rng/")} for s in (saved, mine))
+    if theirs != ours:
+        wrong = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        first = wrong[0]
+        raise CheckpointError(
+            f"{checkpoint.path} is of another agent: {len(wrong)} tensors differ, first {first}, which is "
+            f"{theirs.get(first, 'missing')} there and {ours.get(first, 'missing')} in what config.json describes; "
+            f"restore the run folder from a copy, or start a new run"
+        )
+    agent.load_state_dict(saved)
 
 
 def agent_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
