@@ -20,9 +20,7 @@ def quickstart(task: Literal["catch", "glide", "recall"] = "catch", objective: O
     """Catch, Glide or Recall from 32 x 32 pixels, in minutes on two CPU cores."""
     # Recall pays nothing for a long time: noise must not talk the policy out of trying.
     entropy = 0.03 if task == "recall" else 3e-4
-    # Glide pays at every step of 50: a discount that looks no further makes what an action changes stand out.
-    horizon = 50.0 if task == "glide" else 333.0
-    agent = dreamer("nano", objective=objective, imagination=10, lr=3e-3, horizon=horizon)
+    agent = dreamer("nano", objective=objective, imagination=10, lr=3e-3)
     return Run(
         env=ToyConfig(task=task),
         agent=replace(agent, actor=replace(agent.actor, entropy=entropy)),
