@@ -17,7 +17,7 @@ import torch
 from worldmodel import config as configs
 from worldmodel.config import Run
 from worldmodel.envs.pool import make_pool
-from worldmodel.errors import CheckpointError, StorageError, UserError
+from worldmodel.errors import CheckpointError, EnvError, StorageError, UserError
 from worldmodel.protocols import Agent, EnvPool
 from worldmodel.replay.ring import make_replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
@@ -254,4 +254,8 @@ def _train(
         )
         if checkpoint is not None:
             display.message(f"{checkpoint.path}: {trainer.load(checkpoint)}")
-        return trainer.run()
+        try:
+            return trainer.run()
+        except EnvError:
+            trainer.save_broken()
+            raise

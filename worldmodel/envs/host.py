@@ -36,9 +36,9 @@ class Failure:
     @classmethod
     def of(cls, error: Exception | SystemExit) -> Failure:
         """What an environment raised."""
-        trace = "".join(traceback.format_exception(error))
         if isinstance(error, UserError):
-            return cls(sentence=str(error), trace=trace, is_user=True)
+            return cls(sentence=str(error), is_user=True)  # it says it all: where it was raised helps nobody
+        trace = "".join(traceback.format_exception(error))
         frames = traceback.extract_tb(error.__traceback__)
         where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})" if frames else ""
         return cls(sentence=f"{type(error).__name__}: {error}{where}", trace=trace)

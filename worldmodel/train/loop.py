@@ -231,15 +231,16 @@ class Trainer:
 
     # Checkpoints
 
-    def save(self) -> None:
-        """Write a checkpoint of everything, unless this very step has one."""
+    def save(self, *, with_envs: bool = True) -> None:
+        """Write a checkpoint of everything, unless this very step has one; without the environments where these are
+        broken: a resume then begins new episodes."""
         if self._saved_at == self.env_steps or self.step is None:
             return
         agent: dict[str, dict[str, Tensor]] = {}
         for name, x in self.agent.state_dict().items():
             group, _, rest = name.partition("/")
             agent.setdefault(f"agent_{group}", {})[rest] = x
-        envs = self.pool.get_state()
+        envs = self.pool.get_state() if with_envs else None
         documents = {
             "trainer": {
                 "env_steps": self.env_steps,
@@ -264,6 +265,13 @@ class Trainer:
         )
         self._saved_at = self.env_steps
         self.out.display.message(f"checkpoint: {path}")
+
+    def save_broken(self) -> None:
+        """Keep what was learned when environments end the run."""
+        try:
+            self.save(with_envs=False)
+        except StorageError as error:
+            self.out.display.message(f"no checkpoint at {self.env_steps:,} decisions: {error}")
 
     def _save_or_warn(self) -> None:
         """A checkpoint on schedule may fail (a full disk): the older ones are intact, and training goes on."""
