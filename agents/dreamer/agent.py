@@ -174,7 +174,7 @@ class Dreamer:
         return torch.stack([self.scales[name] * loss.mean() for name, loss in losses.items()]).sum()
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-        """World model and behaviour: named losses (B, T), metrics, posterior states with gradient."""
+        """World model and behaviour: named losses (B, T) ("replay_value": T-1), metrics, states with gradient."""
         with self._cast():
             losses, states = self.model.loss(batch, self._context(batch))
         behaviour, metrics, returns = self._imagination_losses(states, batch.is_terminal)

@@ -40,11 +40,11 @@ def replay_value_loss(
     value: Any, *, features: Tensor, reward: Tensor, is_last: Tensor, is_terminal: Tensor, bootstrap: Tensor,
     discount: float, lam: float,
 ) -> Tensor:
-    """Critic loss on the real sequence, (B, T), with gradient into the world model (DreamerV3, "Critic learning").
+    """Critic loss on the real sequence, (B, T-1), with gradient into the world model (DreamerV3, "Critic learning").
 
     Returns are lambda-returns over real rewards; at every state the bootstrap is that state's *imagined* return. An
     episode's last step bootstraps and stops the chain (no value loss there: the next index is another episode), a
-    terminal one does not bootstrap. The final index has no successor and gets 0.
+    terminal one does not bootstrap. The final index has no successor and is left out, of the average too.
 
     Args: features (B, T, F) live; reward, is_last, is_terminal, bootstrap (B, T).
     """
@@ -55,8 +55,7 @@ def replay_value_loss(
         bootstrap=bootstrap[:, 1:],
         lam=(1 - last[:, 1:]) * lam,
     )
-    loss = value.loss(features[:, :-1], return_.detach()) * (1 - last[:, :-1])
-    return nn.functional.pad(loss, (0, 1))
+    return value.loss(features[:, :-1], return_.detach()) * (1 - last[:, :-1])
 
 
 class ReturnNormalizer(nn.Module):

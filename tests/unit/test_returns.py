@@ -84,21 +84,21 @@ def _replay_targets(is_last, is_terminal):
 
 
 def test_replay_targets_run_through_to_the_bootstrap_of_the_last_index():
-    # R_2 = 1 + .5*40 = 21; R_1 = 1 + .5*21 = 11.5; R_0 = 1 + .5*11.5 = 6.75; the last index gets no loss
-    assert _replay_targets([False] * 4, [False] * 4) == ([6.75, 11.5, 21.0], [1.0, 1.0, 1.0, 0.0])
+    # R_2 = 1 + .5*40 = 21; R_1 = 1 + .5*21 = 11.5; R_0 = 1 + .5*11.5 = 6.75; the last index has no loss
+    assert _replay_targets([False] * 4, [False] * 4) == ([6.75, 11.5, 21.0], [1.0, 1.0, 1.0])
 
 
 def test_truncation_bootstraps_and_stops_the_chain():
     returns, loss = _replay_targets([False, False, True, False], [False] * 4)
     # arriving at the truncated step 2: R_1 = 1 + .5 * bootstrap_2 = 16, whatever follows
     assert returns[:2] == [9.0, 16.0]
-    assert loss == [1.0, 1.0, 0.0, 0.0], "no value loss at is_last: the next index is another episode"
+    assert loss == [1.0, 1.0, 0.0], "no value loss at is_last: the next index is another episode"
 
 
 def test_termination_does_not_bootstrap():
     returns, loss = _replay_targets([False, False, True, False], [False, False, True, False])
     assert returns[:2] == [1.5, 1.0]
-    assert loss == [1.0, 1.0, 0.0, 0.0]
+    assert loss == [1.0, 1.0, 0.0]
 
 
 def test_return_scale_starts_at_one_and_follows_the_percentile_range():
