@@ -11,7 +11,6 @@ from worldmodel.envs.toys import ToyConfig
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
 
-
 STEPS = {"catch": 16_000, "glide": 40_000, "recall": 32_000}
 """Decisions after which each toy is learned; Catch takes a few minutes, the others a quarter of an hour."""
 

@@ -25,13 +25,17 @@ from worldmodel.train.manifest import provenance
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def one_run(folder: Path, arguments: list[str], seed: int, episodes: int) -> dict:
-    """Train, then evaluate what the newest checkpoint holds."""
+def one_run(folder: Path, arguments: list[str], seed: int, episodes: int, longer: list[str]) -> dict:
+    """Train (or go on with a run that is there), then evaluate what the newest checkpoint holds."""
     run_dir = folder / f"seed-{seed}"
     start = time.monotonic()
-    train = [sys.executable, "-m", "worldmodel", "train", *arguments, "--run-dir", str(run_dir), "--seed", str(seed)]
+    if longer:
+        train = [sys.executable, "-m", "worldmodel", "resume", str(run_dir), *longer]
+    else:
+        where = ["--run-dir", str(run_dir), "--seed", str(seed)]
+        train = [sys.executable, "-m", "worldmodel", "train", *arguments, *where]
     log = folder / f"seed-{seed}.log"
-    with log.open("w") as out:
+    with log.open("a") as out:
         subprocess.run(train, check=True, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
     seconds = time.monotonic() - start
     command = [sys.executable, "-m", "worldmodel", "eval", str(run_dir), "--episodes", str(episodes), "--json"]
@@ -56,15 +60,17 @@ def main() -> int:
     )
     parser.add_argument("--pass-at", type=float, default=None)
     parser.add_argument("--folder", type=Path, default=None, help="where the run folders go (default: a temporary one)")
+    parser.add_argument("--resume", default="", help='go on with the runs in --folder: "--train.steps 60000"')
     parser.add_argument("preset", nargs="+", help="preset and its overrides, after --")
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix=f"learning-{args.name}-"))
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.parallel) as pool:
-        runs = list(pool.map(lambda seed: one_run(folder, args.preset, seed, args.episodes), args.seeds))
+        longer = args.resume.split()
+        runs = list(pool.map(lambda seed: one_run(folder, args.preset, seed, args.episodes, longer), args.seeds))
     returns = [run["final"]["mode"]["return"] if "mode" in run["final"] else run["final"]["return"] for run in runs]
     result = {
-        "command": "worldmodel train " + " ".join(args.preset),
+        "command": f"worldmodel train {' '.join(args.preset)}" + (f", then resume {args.resume}" if args.resume else ""),
         "seeds": args.seeds,
         "parallel": args.parallel,
         "evaluation": f"{args.episodes} fresh episodes by the mode of the policy, newest checkpoint",
