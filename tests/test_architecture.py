@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from worldmodel.protocols import Agent, EnvPool, Replay, WorldModel
+from worldmodel.specs import Env, EnvConfig
 
 ROOT = Path(__file__).parent.parent
 LINKED = ("agents", "configs", "kernels")
@@ -207,3 +211,23 @@ def test_exceptions_are_not_swallowed(source: Path) -> None:
             assert node.type is not None, f"{where}: except without a type"
             broad = ast.unparse(node.type) in ("Exception", "BaseException")
             assert not (broad and all(isinstance(item, ast.Pass) for item in node.body)), f"{where}: swallowed"
+
+
+def test_the_map_names_what_exists_and_every_module_of_the_engine() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`((?:worldmodel|agents|configs|kernels|tests)/[\w./]*)`", text))
+    assert named and [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    engine = [ROOT / "worldmodel", ROOT / "worldmodel" / "train"]
+    modules = {str(p.relative_to(ROOT)) for folder in engine for p in folder.glob("*.py") if p.name[:2] != "__"}
+    assert modules - named == set()
+
+
+@pytest.mark.parametrize("seam", [WorldModel, Agent, EnvPool, Replay, Env, EnvConfig])
+def test_the_map_lists_every_method_of_a_seam(seam: type) -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    entry = re.search(rf"\*\*{seam.__name__}\b.*?(?=\n- |\n\n|; \*\*)", text, re.DOTALL)
+    assert entry, f"docs/architecture.md does not list {seam.__name__}"
+    listed = set(re.findall(r"`(\w+)`", entry[0]))
+    methods = {name for name in vars(seam) if not name.startswith("_")} | ({"__len__"} & set(vars(seam)))
+    members = methods | set(vars(seam).get("__annotations__", {}))
+    assert listed == members

@@ -69,8 +69,9 @@ def main() -> int:
         longer = args.resume.split()
         runs = list(pool.map(lambda seed: one_run(folder, args.preset, seed, args.episodes, longer), args.seeds))
     returns = [run["final"]["mode"]["return"] if "mode" in run["final"] else run["final"]["return"] for run in runs]
+    then = f", then worldmodel resume {args.resume}" if args.resume else ""
     result = {
-        "command": f"worldmodel train {' '.join(args.preset)}" + (f", then resume {args.resume}" if args.resume else ""),
+        "command": f"worldmodel train {' '.join(args.preset)}{then}",
         "seeds": args.seeds,
         "parallel": args.parallel,
         "evaluation": f"{args.episodes} fresh episodes by the mode of the policy, newest checkpoint",
