@@ -12,8 +12,8 @@ from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
 
 STEPS = {"catch": 16_000, "glide": 40_000, "recall": 32_000}
-"""Decisions of each toy: Catch is learned in a few minutes, Recall in about ten; Glide is at three quarters of its optimum
-by then (docs/results)."""
+"""Decisions of each toy: Catch is learned in a few minutes, Recall in about ten; Glide is then at three quarters of its
+optimum (docs/results)."""
 
 
 def quickstart(task: Literal["catch", "glide", "recall"] = "catch", objective: Objective = "reconstruction") -> Run:
