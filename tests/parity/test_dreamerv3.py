@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from tests.parity.waves import FIRST, LAST, TERMINAL, B, H, T, fill, flags, make_agent, make_batch, no_chance, wave
 from worldmodel import tree
-from worldmodel.agents.dreamer.agent import Dreamer
+from worldmodel.agents.dreamer.actor import ActorConfig
+from worldmodel.agents.dreamer.agent import Dreamer, DreamerConfig
 from worldmodel.agents.dreamer.losses import ReturnNormalizer, replay_value_loss
 from worldmodel.distributions import BoundedNormal, Categorical, TwoHot, symexp_bins
 from worldmodel.nn.optim import LaProp
@@ -135,6 +136,11 @@ def test_world_model_losses_are_those_of_the_reference(run: Run) -> None:
     torch.testing.assert_close(run.losses["reconstruction"].flatten(), total, rtol=1e-4, atol=0)
     for ours, theirs in {"reward": "rew", "continue": "con", "dyn": "dyn", "rep": "rep"}.items():
         run.check(f"loss/{theirs}", run.losses[ours])
+
+
+def test_defaults_that_the_golden_agent_changes_are_the_published_ones() -> None:
+    assert ActorConfig().entropy == 3e-4
+    assert DreamerConfig().imagination == 15
 
 
 def test_imagination_losses_are_those_of_the_reference_up_to_the_weight_of_the_start(run: Run) -> None:
