@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from worldmodel.protocols import Agent, EnvPool, Replay, WorldModel
+from worldmodel.protocols import ActionDistribution, Agent, EnvPool, Replay, ValueLearner, WorldModel
 from worldmodel.specs import Env, EnvConfig
 
 ROOT = Path(__file__).parent.parent
@@ -222,10 +222,10 @@ def test_the_map_names_what_exists_and_every_module_of_the_engine() -> None:
     assert modules - named == set()
 
 
-@pytest.mark.parametrize("seam", [WorldModel, Agent, EnvPool, Replay, Env, EnvConfig])
+@pytest.mark.parametrize("seam", [WorldModel, Agent, ValueLearner, ActionDistribution, EnvPool, Replay, Env, EnvConfig])
 def test_the_map_lists_every_method_of_a_seam(seam: type) -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    entry = re.search(rf"\*\*{seam.__name__}\b.*?(?=\n- |\n\n|; \*\*)", text, re.DOTALL)
+    entry = re.search(rf"\*\*{seam.__name__}\b.*?(?=\n- |\n\n|[;.] \*\*)", text, re.DOTALL)
     assert entry, f"docs/architecture.md does not list {seam.__name__}"
     listed = set(re.findall(r"`(\w+)`", entry[0]))
     methods = {name for name in vars(seam) if not name.startswith("_")} | ({"__len__"} & set(vars(seam)))
