@@ -18,8 +18,6 @@ class TrainConfig:
     """How they are stepped; "auto" measures one environment's step time and decides."""
     train_ratio: float = 512.0
     """Replayed steps per decision; updates per decision = train_ratio / (batch_size x length)."""
-    prefill: int = 0
-    """Decisions taken at random before the first update, at least what one batch needs."""
     eval_every: int = 10_000
     """Decisions between evaluations; 0 for only one at the end."""
     eval_episodes: int = 10
@@ -30,8 +28,6 @@ class TrainConfig:
     """Seconds between metric rows and console lines when log_steps is 0."""
     log_steps: int = 0
     """Decisions between metric rows; fixed spacing makes two runs' metrics comparable line by line. 0: by time."""
-    report_every: int = 0
-    """Decisions between dream videos; 0 for as often as evaluations."""
     checkpoint_every: float = 600.0
     """Seconds between checkpoints when checkpoint_steps is 0."""
     checkpoint_steps: int = 0
