@@ -54,10 +54,11 @@ ALLOWED: dict[str, frozenset[str]] = {
     "listing": frozenset({"presets"}),
     "doctor": FOUNDATION | {"envs", "replay"},
     "info": FOUNDATION | {"config", "replay", "train"},
-    "runs": FOUNDATION | {"config", "envs", "replay", "train"},
+    "trained": FOUNDATION | {"config", "envs", "train"},
+    "runs": FOUNDATION | {"config", "envs", "replay", "train", "trained"},
     "cli": FOUNDATION | {"", "config", "options", "presets", "listing", "info", "doctor", "runs", "train"},
     "__main__": frozenset({"cli"}),
-    "": frozenset(),
+    "": frozenset({"runs"}),
 }
 """By room (first name below worldmodel): the rooms it may import. A new room is added here on purpose."""
 

@@ -8,7 +8,6 @@ import os
 import platform
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from worldmodel import config as configs
 from worldmodel.config import Run
 from worldmodel.envs.pool import make_pool
 from worldmodel.errors import CheckpointError, EnvError, StorageError, UserError
-from worldmodel.protocols import Agent, EnvPool
+from worldmodel.protocols import EnvPool
 from worldmodel.replay.ring import make_replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.display import Display
@@ -28,7 +27,9 @@ from worldmodel.train.lock import RunLock
 from worldmodel.train.log import Logger
 from worldmodel.train.loop import Output, Summary, Trainer, restore_agent
 from worldmodel.train.manifest import provenance
+from worldmodel.train.restore import MANIFEST
 from worldmodel.train.signals import GracefulExit
+from worldmodel.trained import Trained
 
 Say = Callable[[str], None]
 
@@ -93,34 +94,38 @@ def read_run(run_dir: Path, *, allow: Sequence[str] = ()) -> Run:
     return configs.from_json(_read_document(run_dir)["run"], allow=allow)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A trained agent and what it was trained on."""
-
-    agent: Agent[Any]
-    run: Run
-    checkpoint: Checkpoint
-
-
 def load(
-    run_dir: Path, *, device: str = "auto", say: Say = lambda text: None, allow: Sequence[str] = ()
-) -> Loaded:
-    """The agent of a run folder with the weights of its newest valid checkpoint."""
+    path: Path | str, *, device: str = "auto", say: Say = lambda text: None, allow: Sequence[str] = ()
+) -> Trained:
+    """The agent of a run folder with the weights of its newest valid checkpoint, or of one checkpoint in it.
+
+    Args:
+        path: a run folder, or a folder in its ``checkpoints``. Every file is compared with its SHA-256.
+        device: "cpu", "cuda", or "auto" for the GPU where there is one.
+        say: told one sentence for each damaged checkpoint that is passed over.
+        allow: modules outside of this package that its configuration may name; they are imported.
+    Raises: UserError, CheckpointError, EnvError.
+    """
+    path = Path(path)
+    is_checkpoint = (path / MANIFEST).is_file()
+    run_dir = path.resolve().parent.parent if is_checkpoint else path
     run = read_run(run_dir, allow=allow)
-    checkpoint = _checkpoints(Path(run_dir)).latest(on_skip=say)
+    checkpoints = _checkpoints(run_dir)
+    checkpoint = checkpoints.open(path) if is_checkpoint else checkpoints.latest(on_skip=say)
     env = run.env.build(0)
     try:
-        agent = run.agent.build(env.spec, device=pick_device(device), seed=run.seed)
+        spec = env.spec
     finally:
         env.close()
+    agent = run.agent.build(spec, device=pick_device(device), seed=run.seed)
     restore_agent(agent, checkpoint)
-    return Loaded(agent=agent, run=run, checkpoint=checkpoint)
+    return Trained(agent=agent, run=run, spec=spec, checkpoint=checkpoint)
 
 
 def evaluate(
     run_dir: Path, *, episodes: int = 100, explore: bool = False, seed: int = 10_000, device: str = "auto",
     say: Say = lambda text: None, allow: Sequence[str] = (),
-) -> tuple[Scores, Loaded]:
+) -> tuple[Scores, Trained]:
     """Evaluate the newest valid checkpoint; an evaluation needs nothing but the folder."""
     loaded = load(run_dir, device=device, say=say, allow=allow)
     pick_threads(loaded.run)

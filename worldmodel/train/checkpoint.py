@@ -123,8 +123,7 @@ class Checkpoints:
         failures: list[str] = []
         for path in self.candidates():
             try:
-                found = open_checkpoint(path, verify=verify)
-                self._check_owner(found)
+                found = self.open(path, verify=verify)
             except CheckpointError as error:
                 self._damaged.add(path.name)
                 failures.append(str(error))
@@ -137,13 +136,16 @@ class Checkpoints:
         listed = "; ".join(failures)
         raise CheckpointError(f"none of the {len(failures)} checkpoints in {self.folder} is valid: {listed}")
 
-    def _check_owner(self, found: Checkpoint) -> None:
+    def open(self, path: Path, *, verify: bool = True) -> Checkpoint:
+        """One checkpoint of this run. Raises: CheckpointError where it is damaged, or of another run."""
+        found = open_checkpoint(path, verify=verify)
         theirs = found.meta.get("run_id", "")
         if self.run_id and theirs and theirs != self.run_id:
             raise CheckpointError(
                 f"{found.path} is of another run (its id is {theirs}, this run's is {self.run_id}); put it back "
                 f"into its own run folder"
             )
+        return found
 
     def candidates(self) -> list[Path]:
         """Every folder that is named like a checkpoint, newest first; links are not followed."""
