@@ -1,0 +1,1 @@
+"""Reports: learning curves, statistics and videos of run folders, beside published scores, on one page."""
