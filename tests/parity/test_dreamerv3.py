@@ -8,9 +8,8 @@ normals mean + std * a constant.
 Tolerance: relative error 1e-4 of the largest entry of each array; gradients are compared tensor by tensor, by their
 norm and by their product with a wave.
 
-Two known differences are left out of the comparison. The reference weighs an imagined rollout with its head's
-*prediction* of whether the real start state goes on, we with what replay knows: that factor is divided out. And its
-learning rate is lr (t-1)/warmup in update t, ours lr t/warmup: the optimiser is compared without warm-up.
+One known difference is left out of the comparison. The reference weighs an imagined rollout with its head's
+*prediction* of whether the real start state goes on, we with what replay knows: that factor is divided out.
 """
 
 from __future__ import annotations

@@ -143,10 +143,12 @@ def test_a_non_finite_loss_skips_the_update_and_is_counted():
 
 
 def test_slow_critic_follows_but_is_never_trained():
-    agent, batch = make_agent(), make_batch(make_spec())
+    batch = make_batch(make_spec())
+    agent = warmed(make_agent(), batch)
     slow = torch.cat([p.flatten() for p in agent.value.slow.parameters()]).clone()
     agent.learn(batch)
     fast = torch.cat([p.detach().flatten() for p in agent.value.fast.parameters()])
+    assert not torch.equal(fast, slow)
     now = torch.cat([p.flatten() for p in agent.value.slow.parameters()])
     torch.testing.assert_close(now, slow + 0.02 * (fast - slow))
 

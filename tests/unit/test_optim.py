@@ -19,7 +19,7 @@ def reference_step(p, g, state, *, lr, clip, warmup):
     state["nu"] = 0.999 * state["nu"] + 0.001 * g * g
     g = g / ((state["nu"] / (1 - 0.999**t)).sqrt() + 1e-20)
     state["mu"] = 0.9 * state["mu"] + 0.1 * g
-    return p - lr * min(1.0, t / warmup) * state["mu"] / (1 - 0.9**t)
+    return p - lr * min(1.0, (t - 1) / warmup) * state["mu"] / (1 - 0.9**t)
 
 
 def test_laprop_with_agc_equals_the_formulas_over_many_steps():

@@ -16,7 +16,7 @@ class LaProp:
 
     Per tensor:  g <- g / max(1, |g| / (clip max(1e-3, |p|)))
     nu <- b2 nu + (1 - b2) g^2;  g <- g / (sqrt(nu / (1 - b2^t)) + eps)
-    mu <- b1 mu + (1 - b1) g;    p <- p - lr warm(t) mu / (1 - b1^t)
+    mu <- b1 mu + (1 - b1) g;    p <- p - lr min(1, (t - 1) / warmup) mu / (1 - b1^t)
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class LaProp:
         clip: float = 0.3,
         warmup: int = 1000,
     ) -> None:
-        """Args: lr; betas; eps; clip (AGC, 0 for none); warmup in steps, linear from 0."""
+        """Args: lr; betas; eps; clip (AGC, 0 for none); warmup in steps: linear, 0 in the first step."""
         self.parameters = [p for p in parameters if p.requires_grad]
         if not self.parameters:
             raise ValueError("LaProp got no parameters that require gradients")
@@ -78,7 +78,7 @@ class LaProp:
         self.nu.lerp_(self.grad.square(), (1 - b2) * ok)
         scaled = self.grad.div_((self.nu / (1 - b2**count)).sqrt_().add_(self.eps))
         self.mu.lerp_(scaled, (1 - b1) * ok)
-        warm = (count / self.warmup).clamp(max=1.0) if self.warmup else 1.0
+        warm = ((count - 1) / self.warmup).clamp(max=1.0) if self.warmup else 1.0
         self.flat.addcmul_(self.mu, -self.lr * warm * ok / (1 - b1**count))
         return {"grad_norm": total, "healthy": healthy}
 
