@@ -122,3 +122,14 @@ def test_training_goes_on_without_a_learning_curve(run_dir: Path) -> None:
     assert runs.resume(run_dir, change=longer(24), live=False).env_steps == 24
     rows = [json.loads(line) for line in (run_dir / "scores.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "eval_mode"] == [8, 16, 24]
+
+
+def test_a_last_step_that_was_evaluated_is_not_evaluated_again(tmp_path: Path) -> None:
+    run = presets.find_preset("quickstart").build({})
+    # three environments pass every tenth decision by: what is due at 10 and 20 happens at 12 and 21
+    train = TrainConfig(
+        steps=20, num_envs=3, pool="batched", train_ratio=0, eval_every=10, eval_episodes=1, eval_envs=1, threads=1
+    )
+    runs.start(replace(run, train=train, device="cpu"), tmp_path / "run", live=False)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "scores.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "eval_mode"] == [12, 21]

@@ -73,7 +73,7 @@ class Trainer:
         self.when_save = Every(steps=config.checkpoint_steps, seconds=config.checkpoint_every)
         self.carry: Any = agent.initial(pool.num_envs, seed=seed)
         self.step: Step | None = None
-        self._saved_at = -1
+        self._saved_at = self._evaluated_at = -1
         self._marks = (time.monotonic(), 0, 0)
 
     def run(self) -> Summary:
@@ -102,7 +102,7 @@ class Trainer:
             if self.interrupted.requested is not None:
                 reason = "signal"
                 break
-        if reason == "steps" and not self._evaluated_now():
+        if reason == "steps" and self._evaluated_at != self.env_steps:
             self._evaluate()
         if reason != "signal" and self.meter.is_waiting:
             self._log()
@@ -176,14 +176,11 @@ class Trainer:
         )
         self.recent = self.recent[-200:]
 
-    def _evaluated_now(self) -> bool:
-        every = self.config.eval_every
-        return bool(every and self.env_steps and self.env_steps % every == 0 and self.scores)
-
     def _evaluate(self) -> bool:
         """Evaluate, film, dream; True when the wished-for return is reached."""
         with self.clock("evaluate"):
             self.scores = self.evaluator(self.agent)
+        self._evaluated_at = self.env_steps
         for kind, scores in self.scores.items():
             summary = scores.summary()
             self.out.logger.score(
