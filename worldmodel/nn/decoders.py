@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.distributions import symlog
-from worldmodel.nn.blocks import MLP, BlockLinear, Conv, Dense, Linear, RMSNorm
+from worldmodel.nn.blocks import MLP, BlockLinear, Dense, Linear, RMSNorm, UpConv
 from worldmodel.nn.encoders import vector_width
 from worldmodel.specs import ArraySpec
 
@@ -32,25 +32,23 @@ class ConvDecoderNet(nn.Module):
         space = self.grid[0] * self.grid[1] * widths[0]
         self.from_deter = BlockLinear(deter, space, config.blocks)
         self.from_stoch = nn.Sequential(Dense(stoch, 2 * config.units), Linear(2 * config.units, space))
-        self.norm = RMSNorm(widths[0], dim=-3)
-        self.convs = nn.ModuleList(Conv(a, b, config.kernel) for a, b in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(RMSNorm(b, dim=-3) for b in widths[1:])
-        self.out = Conv(widths[-1], channels, config.kernel)
+        self.norm = RMSNorm(widths[0])
+        self.convs = nn.ModuleList(UpConv(a, b, config.kernel) for a, b in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(RMSNorm(b) for b in widths[1:])
+        self.out = UpConv(widths[-1], channels, config.kernel)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, F) -> (N, h, w, C) in [0, 1]."""
         h, w = self.grid
-        # (N, g*(h*w*c)) -> (N, g*c, h, w): each block of the recurrent state owns some channels everywhere
+        # (N, g*(h*w*c)) -> (N, h, w, g*c): each block of the recurrent state owns some channels everywhere
         channels = self.norm.scale.shape[0] // self.blocks
         grid = self.from_deter(features[:, : self.deter]).reshape(-1, self.blocks, h, w, channels)
-        x = grid.permute(0, 1, 4, 2, 3).flatten(1, 2)
-        # (N, h*w*c) -> (N, c, h, w)
-        x = x + self.from_stoch(features[:, self.deter :]).reshape(-1, h, w, x.shape[1]).movedim(-1, 1)
+        x = grid.movedim(1, -2).flatten(-2)
+        x = x + self.from_stoch(features[:, self.deter :]).reshape(-1, h, w, x.shape[-1])
         x = F.silu(self.norm(x))
         for conv, norm in zip(self.convs, self.norms):
-            x = F.silu(norm(conv(F.interpolate(x, scale_factor=2, mode="nearest"))))
-        x = self.out(F.interpolate(x, scale_factor=2, mode="nearest"))
-        return torch.sigmoid(x.float()).movedim(1, -1)
+            x = F.silu(norm(conv(x)))
+        return torch.sigmoid(self.out(x).float())
 
 
 class PatchDecoderNet(nn.Module):

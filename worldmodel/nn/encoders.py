@@ -18,12 +18,12 @@ from worldmodel.specs import ArraySpec
 
 
 def stack_images(obs: dict[str, Tensor], keys: list[str]) -> Tensor:
-    """All image keys as one float (N, C, h, w) in [-0.5, 0.5]; channels are concatenated in key order."""
+    """All image keys as one float (N, h, w, C) in [-0.5, 0.5]; channels are concatenated in key order."""
     for key in keys:
         if obs[key].dtype != torch.uint8:
             raise TypeError(f'obs["{key}"] must be uint8 (..., h, w, C), got {obs[key].dtype}; pass raw frames')
     frames = torch.cat([obs[key] for key in keys], -1) if len(keys) > 1 else obs[keys[0]]
-    return frames.flatten(0, -4).movedim(-1, 1).float() / 255 - 0.5
+    return frames.flatten(0, -4).float() / 255 - 0.5
 
 
 class ConvNet(nn.Module):
@@ -39,14 +39,14 @@ class ConvNet(nn.Module):
             )
         widths = [channels, *(depth * m for m in mults)]
         self.convs = nn.ModuleList(Conv(a, b, kernel) for a, b in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(RMSNorm(b, dim=-3) for b in widths[1:])
+        self.norms = nn.ModuleList(RMSNorm(b) for b in widths[1:])
         self.out_dim = (height // shrink) * (width // shrink) * widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms):
-            x = F.silu(norm(F.max_pool2d(conv(x), 2)))
-        # (N, C, h, w) -> (N, h*w*C)
-        return x.movedim(1, -1).flatten(1)
+            x = F.silu(norm(F.max_pool2d(conv(x).movedim(-1, 1), 2).movedim(1, -1)))
+        # (N, h, w, C) -> (N, h*w*C)
+        return x.flatten(1)
 
 
 class PatchNet(nn.Module):
@@ -64,7 +64,7 @@ class PatchNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.patch
-        patches = rearrange(x, "n c (h p) (w q) -> n (h w) (p q c)", p=p, q=p)
+        patches = rearrange(x, "n (h p) (w q) c -> n (h w) (p q c)", p=p, q=p)
         embedded = self.embed(patches)
         # Most patches show background. Taken off, it no longer drowns the few that show something.
         embedded = embedded - embedded.mean(1, keepdim=True)
