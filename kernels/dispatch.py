@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -35,7 +35,7 @@ INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 def _valid(choice: str) -> Choice:
     if choice not in get_args(Choice):
         raise ValueError(f"WM_KERNELS must be auto, torch or triton, got {choice!r}")
-    return choice
+    return cast(Choice, choice)
 
 
 _choice: Choice = _valid(os.environ.get("WM_KERNELS", "auto"))
@@ -76,8 +76,8 @@ def backend(kernel: str, like: torch.Tensor) -> Backend:
 def autotune(configs: Sequence[Any], key: Sequence[str]) -> Callable[[Any], Any]:
     """``triton.autotune``; the first of ``configs`` alone where nothing can be timed or nothing may vary.
 
-    That is in the interpreter, and when ``torch.use_deterministic_algorithms`` was called before the kernel's module was
-    imported: two block sizes may sum in different orders.
+    That is in the interpreter, and when ``torch.use_deterministic_algorithms`` was called before the kernel's module
+    was imported: two block sizes may sum in different orders.
     """
     import triton
 

@@ -81,7 +81,7 @@ def test_the_first_configuration_is_taken_where_nothing_can_be_timed() -> None:
         pytest.skip("there is a GPU to time on")
     configs = [triton.Config({"BLOCK": 16}), triton.Config({"BLOCK": 32})]
 
-    def kernel(x, BLOCK):  # noqa: N803
+    def kernel(x, BLOCK):
         pass
 
     tuned = dispatch.autotune(configs, key=[])(triton.jit(kernel))
