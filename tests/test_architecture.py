@@ -60,7 +60,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "runs": FOUNDATION | {"config", "envs", "replay", "train", "trained"},
     "cli": FOUNDATION | {"", "config", "options", "presets", "listing", "info", "doctor", "runs", "train"},
     "__main__": frozenset({"cli"}),
-    "": frozenset({"runs"}),
+    "dreams": FOUNDATION | {"replay", "runs", "train", "trained"},
+    "": frozenset({"dreams", "runs"}),
 }
 """By room (first name below worldmodel): the rooms it may import. A new room is added here on purpose."""
 

@@ -4,6 +4,8 @@ import os as _os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from worldmodel.dreams import dream_env as dream_env
+    from worldmodel.dreams import dream_envs as dream_envs
     from worldmodel.runs import load as load
 
 # Idle OpenMP workers must sleep, not spin: a spinning barrier beside environment workers makes training on a few
@@ -12,7 +14,9 @@ _os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 
-_LAZY = {"load": "worldmodel.runs"}
+_LAZY = {
+    "load": "worldmodel.runs", "dream_env": "worldmodel.dreams", "dream_envs": "worldmodel.dreams",
+}
 """Public names and their modules, which import torch: `import worldmodel` alone does not."""
 
 

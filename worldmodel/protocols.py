@@ -167,6 +167,22 @@ class Agent(Protocol[C]):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
+@runtime_checkable
+class Imagines(Protocol):
+    """An agent whose world model others may use: dream environments, export."""
+
+    @property
+    def model(self) -> WorldModel[Any]: ...
+
+
+@runtime_checkable
+class Reacts(Protocol):
+    """An agent that acts by a policy of its model's features, not by search; enables export."""
+
+    @property
+    def actor(self) -> Policy: ...
+
+
 class EnvPool(Protocol):
     """N environments stepped together. After ``is_last`` the next ``step`` ignores that row's action and returns the
     first observation of a new episode (reward 0, ``is_first``): final observations are never lost."""

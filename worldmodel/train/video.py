@@ -79,13 +79,13 @@ def open_loop_grid(truth: Any, model: Any, context: int, *, scale: int = 1) -> n
     Raises:
         ValueError: shapes that differ or are not (B, T, h, w, C).
     """
-    real, dream = _unit(truth), _unit(model)
+    real, dream = unit_rgb(truth), unit_rgb(model)
     if real.ndim != 5 or real.shape != dream.shape:
         raise ValueError(f"truth and model must both be (B, T, h, w, C), got {real.shape} and {dream.shape}")
     error = _heat(2.0 * np.abs(real - dream).max(-1))
     edge = np.where(np.arange(real.shape[1])[:, None] < context, _OBSERVED, _IMAGINED).astype(np.uint8)
     neutral = np.broadcast_to(np.array(_TRUTH, np.uint8), edge.shape)
-    rows = [(_bytes(real), neutral), (_bytes(dream), edge), (_bytes(error), edge)]
+    rows = [(to_bytes(real), neutral), (to_bytes(dream), edge), (to_bytes(error), edge)]
     # each (T, h', w' * B, 3)
     return np.concatenate([_strip(images, colour, scale) for images, colour in rows], axis=1)
 
@@ -141,7 +141,7 @@ def _frames(frames: Any) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(images, (*images.shape[:-1], 3)))
 
 
-def _unit(x: Any) -> np.ndarray:
+def unit_rgb(x: Any) -> np.ndarray:
     """To float32 in [0, 1] with three channels."""
     array = _numpy(x)
     unit = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array.astype(np.float32)
@@ -151,7 +151,7 @@ def _unit(x: Any) -> np.ndarray:
     return np.broadcast_to(newest, (*newest.shape[:-1], 3))
 
 
-def _bytes(unit: np.ndarray) -> np.ndarray:
+def to_bytes(unit: np.ndarray) -> np.ndarray:
     return (unit * 255 + 0.5).astype(np.uint8)
 
 
