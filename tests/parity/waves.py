@@ -16,6 +16,7 @@ from worldmodel.agents.dreamer.actor import ActorConfig
 from worldmodel.agents.dreamer.agent import Dreamer, DreamerConfig
 from worldmodel.agents.values.twohot import TwoHotValueConfig
 from worldmodel.distributions import BoundedNormal, Categorical
+from worldmodel.kernels.block_gru_observe import fused
 from worldmodel.models.cores.rssm import RSSMConfig
 from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn.blocks import BlockLinear, Conv, RMSNorm
@@ -124,5 +125,12 @@ def no_chance() -> Iterator[None]:
     def normal(self: BoundedNormal) -> Tensor:
         return self.mean + self.std * torch.tensor(NOISE[: self.mean.shape[-1]])
 
-    with mock.patch.object(Categorical, "sample", categorical), mock.patch.object(BoundedNormal, "sample", normal):
+    def draw(logits: Tensor, threshold: Tensor) -> Tensor:
+        return logits.argmax(-1, keepdim=True)
+
+    with (
+        mock.patch.object(Categorical, "sample", categorical),
+        mock.patch.object(BoundedNormal, "sample", normal),
+        mock.patch.object(fused, "draw", draw),
+    ):
         yield

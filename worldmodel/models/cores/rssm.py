@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.distributions import Categorical
+from worldmodel.kernels import block_gru_observe
 from worldmodel.models.cores.base import CoreOutput
 from worldmodel.nn.blocks import MLP, BlockLinear, Dense, Linear, RMSNorm
 from worldmodel.tree import struct
@@ -55,6 +56,9 @@ class RSSMConfig:
     CPUs)."""
     posterior: Literal["recurrent", "frame"] = "recurrent"
     """What the posterior sees: the recurrent state and the token, or the token alone (then it needs no recurrence)."""
+    observe: Literal["fused", "loop"] = "fused"
+    """How a sequence is filtered: by one operation with a backward pass of its own, or by a loop that autograd follows.
+    The same numbers; fused serves ``dyn_layers = obs_layers = 1`` with a recurrent posterior, the loop all else."""
 
     def __post_init__(self) -> None:
         if self.deter % self.blocks:
@@ -106,6 +110,9 @@ class RSSM(nn.Module):
         actions = self._embed_action(prev_action * keep.unsqueeze(-1))
         # (B, T, Z): one uniform number a group
         noise = torch.rand(batch, time, self.config.stoch, device=tokens.device)
+        # one step, which is acting, is quicker without the operation's preparations
+        if self._is_fused and time > 1:
+            return self._observe_fused(state, tokens, actions, keep, noise)
         ahead = self._posterior_logits(None, tokens) if self.config.posterior == "frame" else None
         deter, stoch = state.deter, state.stoch
         deters, stochs, posts = [], [], []
@@ -119,6 +126,43 @@ class RSSM(nn.Module):
             posts.append(logits)
         states = RSSMState(deter=torch.stack(deters, 1), stoch=torch.stack(stochs, 1))
         return CoreOutput(states=states, posterior=torch.stack(posts, 1), prior=self.prior(states.deter))
+
+    @property
+    def _is_fused(self) -> bool:
+        c = self.config
+        return c.observe == "fused" and c.dyn_layers == c.obs_layers == 1 and c.posterior == "recurrent"
+
+    def _observe_fused(
+        self, state: RSSMState, tokens: Tensor, actions: Tensor, keep: Tensor, noise: Tensor
+    ) -> CoreOutput[RSSMState]:
+        """The loop as one operation, time first. ``actions`` (B, T, hidden) embedded."""
+        own = self.get_parameter
+        # (h, D + E): the token's share of the posterior's hidden layer does not recur
+        from_deter, from_token = own("posterior_head.0.0.0.weight").split([self.deter_size, tokens.shape[-1]], 1)
+        token = F.linear(tokens, from_token, own("posterior_head.0.0.0.bias"))
+        weights = block_gru_observe.Weights(
+            deter=_cast(own("from_deter.0.weight")),
+            deter_bias=own("from_deter.0.bias"),
+            deter_scale=own("from_deter.1.scale"),
+            stoch=_cast(own("from_stoch.0.weight")),
+            stoch_bias=own("from_stoch.0.bias"),
+            stoch_scale=own("from_stoch.1.scale"),
+            mix=_cast(own("mix.0.weight")),
+            mix_bias=own("mix.0.bias"),
+            mix_scale=own("mix_norms.0.scale"),
+            gates=_cast(own("gates.weight")),
+            gates_bias=own("gates.bias"),
+            posterior=_cast(from_deter),
+            posterior_scale=own("posterior_head.0.0.1.scale"),
+            logits=_cast(own("posterior_head.1.weight")),
+            logits_bias=own("posterior_head.1.bias"),
+        )
+        out = block_gru_observe.observe(
+            state.deter, state.stoch, keep.t(), actions.transpose(0, 1), token.transpose(0, 1), noise.transpose(0, 1),
+            weights, unimix=self.config.unimix,
+        )
+        deter, stoch, posterior = (x.transpose(0, 1) for x in out)
+        return CoreOutput(states=RSSMState(deter=deter, stoch=stoch), posterior=posterior, prior=self.prior(deter))
 
     def step(self, state: RSSMState, action: Tensor) -> RSSMState:
         """One step of imagination: recurrence, then a sample of the prior."""
@@ -179,3 +223,10 @@ class RSSM(nn.Module):
 
     def _groups(self, logits: Tensor) -> Tensor:
         return logits.float().unflatten(-1, (self.config.stoch, self.config.classes))
+
+
+def _cast(weight: Tensor) -> Tensor:
+    """To the type that autocast computes products in, where it is on."""
+    kind = weight.device.type
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return weight.to(torch.get_autocast_dtype(kind)) if is_on else weight
