@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -117,11 +116,15 @@ class TwoHot:
         """Args: logits (..., K); bins (K,) ascending and antisymmetric, K odd."""
         self.logits = logits.float()
         self.bins = bins
+        self._log_probs: Tensor | None = None
 
-    @cached_property
+    @property
     def log_probs(self) -> Tensor:
-        """(..., K)."""
-        return torch.log_softmax(self.logits, -1)
+        """(..., K), computed once, since a critic asks for two losses; without ``cached_property``, whose lock (Python
+        3.11) ends a traced graph."""
+        if self._log_probs is None:
+            self._log_probs = torch.log_softmax(self.logits, -1)
+        return self._log_probs
 
     def mean(self) -> Tensor:
         """(...) expectation. Bins reach e^20, so bin i is paired with bin -i before summing: equal probabilities on
