@@ -43,7 +43,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "envs": FOUNDATION | {"envs"},
     "replay": FOUNDATION | {"replay"},
     "train": FOUNDATION | {"train"},
-    "check": FOUNDATION,
+    "check": FOUNDATION | {"check", "envs", "presets"},
     "agents": FOUNDATION
     | {"agents", "nn", "models", "returns", "rollout", "planning", "distributions", "uncertainty", "kernels"},
     "configs": FOUNDATION
@@ -58,7 +58,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "published": frozenset({"errors"}),
     "report": FOUNDATION | {"report", "config", "published", "train"},
     "runs": FOUNDATION | {"config", "envs", "replay", "train", "trained"},
-    "cli": FOUNDATION | {"", "config", "options", "presets", "listing", "info", "doctor", "runs", "train"},
+    "cli": FOUNDATION | {"", "config", "options", "presets", "listing", "info", "doctor", "check", "runs", "train"},
     "__main__": frozenset({"cli"}),
     "dreams": FOUNDATION | {"replay", "runs", "train", "trained"},
     "": frozenset({"dreams", "runs"}),

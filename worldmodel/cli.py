@@ -31,6 +31,7 @@ World models learned from pixels, and the agents that learn inside them.
   eval RUN         play whole episodes with a trained agent
   info [PRESET]    what a run would be: configuration, parameters, memory, updates
   list [KIND]      presets, envs, cores, objectives
+  check FILE:NAME  whether your own world model, core, objective, value learner or environment keeps its promises
   doctor           what this machine has, lacks, and will use
 
 `worldmodel COMMAND --help` tells more, `worldmodel train PRESET --help` every option of a preset.
@@ -98,6 +99,31 @@ class ListOptions:
     """What to list."""
     json: bool = False
     """Print JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """The conformance test of a part of your own; exit code 1 where it breaks a promise."""
+
+    target: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE:NAME")]]
+    """A config (class, instance, or function that returns one): "./my_model.py:MyConfig", "my_pkg.models:MyConfig"; or
+    an environment: a Gymnasium id, "my_envs:Maze-v0", "my_envs:Maze"."""
+    kind: str = ""
+    """world-model, core, objective, value or env; empty: what ``build`` takes and returns tells."""
+    obs: Literal["image", "vector", "both"] = "image"
+    """What a world model shall observe."""
+    pixels: int = 32
+    """Height and width of the image."""
+    action: Literal["discrete", "continuous"] = "discrete"
+    """How a world model's actions are given."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where networks are checked."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        if self.pixels < 1:
+            raise ValueError(f"--pixels must be at least 1, got {self.pixels}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +258,22 @@ def list_(argv: list[str]) -> int:
     return 0
 
 
+def check(argv: list[str]) -> int:
+    """``worldmodel check FILE:NAME [--kind KIND] [--json]``."""
+    asked = options.parse(CheckOptions, argv, prog="worldmodel check")
+    from worldmodel.check import report as reports
+    from worldmodel.check import target
+
+    report = target.check_target(
+        asked.target, kind=asked.kind, obs=asked.obs, pixels=asked.pixels, action=asked.action, device=asked.device
+    )
+    if asked.json:
+        print(json.dumps(report.document(), indent=2))
+    else:
+        _show(reports.table(report))
+    return 0 if report.passed else 1
+
+
 def doctor(argv: list[str]) -> int:
     """``worldmodel doctor [--json]``."""
     asked = options.parse(DoctorOptions, argv, prog="worldmodel doctor")
@@ -246,7 +288,7 @@ def doctor(argv: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": train, "resume": resume, "eval": evaluate, "info": info, "list": list_, "doctor": doctor,
+    "train": train, "resume": resume, "eval": evaluate, "info": info, "list": list_, "check": check, "doctor": doctor,
 }
 
 _RESUME = """Go on from the newest checkpoint of a run folder.

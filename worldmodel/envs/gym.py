@@ -77,9 +77,13 @@ class GymConfig:
         departures += [f"repeat={self.repeat}"] if self.repeat > 1 else []
         return "/".join(["gym", self.id.rpartition(":")[2]] + ([",".join(departures)] if departures else []))
 
+    def make(self) -> gymnasium.Env[Any, Any]:
+        """The environment as Gymnasium has it. Raises EnvError for an unknown id or a missing package."""
+        return _make(self.id, dict(self.kwargs))
+
     def build(self, index: int = 0) -> Env:
         """Make the environment. Raises EnvError for an unknown id, a missing package, or a space we cannot offer."""
-        env = _make(self.id, dict(self.kwargs))
+        env = self.make()
         return CloneableGym(env, self) if _can_clone(env) else Gym(env, self)
 
 
