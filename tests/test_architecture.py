@@ -58,7 +58,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "published": frozenset({"errors"}),
     "report": FOUNDATION | {"report", "config", "published", "train"},
     "runs": FOUNDATION | {"config", "envs", "replay", "train", "trained"},
-    "cli": FOUNDATION | {"", "config", "options", "presets", "listing", "info", "doctor", "check", "runs", "train"},
+    "cli": FOUNDATION | {"", "bench", "config", "options", "presets", "listing", "info", "doctor", "check", "runs", "train"},
+    "bench": FOUNDATION | {"bench", "config", "runs", "envs", "replay", "train"},
     "__main__": frozenset({"cli"}),
     "dreams": FOUNDATION | {"replay", "runs", "train", "trained"},
     "": frozenset({"dreams", "runs"}),
@@ -125,7 +126,7 @@ def test_every_import_points_down(source: Path) -> None:
 
 
 def test_the_engine_names_no_model_and_no_agent() -> None:
-    for engine in ("train", "replay", "envs", "planning", "runs", "rollout"):
+    for engine in ("train", "replay", "envs", "planning", "runs", "rollout", "bench"):
         assert not ALLOWED[engine] & {"models", "agents", "configs"}
 
 

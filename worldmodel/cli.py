@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import tyro
 
 import worldmodel
 from worldmodel import config, listing, options, presets
+from worldmodel.bench import AGAINST, PARTS
 from worldmodel.errors import DivergenceError, StorageError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ World models learned from pixels, and the agents that learn inside them.
   train [PRESET]   learn, in a new run folder (PRESET: quickstart)
   resume RUN       go on from the newest checkpoint of a run folder
   eval RUN         play whole episodes with a trained agent
+  bench PART       milliseconds of updates, environments, replay, acting
   info [PRESET]    what a run would be: configuration, parameters, memory, updates
   list [KIND]      presets, envs, cores, objectives
   check FILE:NAME  whether your own world model, core, objective, value learner or environment keeps its promises
@@ -57,6 +60,28 @@ class InfoOptions:
 
     json: bool = False
     """Print JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Options of ``bench`` that are not part of the run."""
+
+    json: str = ""
+    """File for the result as JSON."""
+    against: str = ""
+    """Folder of a peer to measure side by side: a checkout of r2dreamer (update), an installed TorchRL (replay)."""
+    peer_python: str = sys.executable
+    """The interpreter that the peer runs in."""
+    blocks: int = 5
+    """Blocks of calls; those of ours and of a peer alternate."""
+    seconds: float = 10.0
+    """About how long a row takes; 0: one call a block."""
+    warmup: int = 3
+    """Calls before anything is measured."""
+    held: int = 10_000
+    """Steps that the replay holds."""
+    batches: tuple[int, ...] = (1, 8, 64, 512)
+    """act: environments that are acted for at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +251,44 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
+def bench(argv: list[str]) -> int:
+    """``worldmodel bench update|envs|replay|act [PRESET] [--json FILE] [--against PATH] [overrides]``."""
+    if not argv or argv[0] in options.HELP:
+        print(_BENCH)
+        return 0
+    part, (name, rest) = argv[0], _preset(argv[1:])
+    if part not in PARTS:
+        raise UserError(unknown("part to measure", part, PARTS))
+    # Threads that spin while they wait slow down whoever shares the machine, a peer that is measured in turn too; torch
+    # reads this once, when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    preset = presets.find_preset(name or presets.DEFAULT)
+    run, arguments, asked = presets.parse(preset, rest, BenchOptions(), prog=f"worldmodel bench {part} {preset.name}")
+    if asked.against and part not in AGAINST:
+        raise UserError(f"--against goes with {' and '.join(AGAINST)}, not with {part}; leave it out")
+    from worldmodel.bench import report
+    from worldmodel.bench.setup import Bench, write
+    from worldmodel.bench.timing import Plan
+
+    try:
+        measured = Bench(
+            run=run, plan=Plan(blocks=asked.blocks, seconds=asked.seconds, warmup=asked.warmup), held=asked.held,
+            batches=asked.batches, against=Path(asked.against) if asked.against else None, python=asked.peer_python,
+            say=_note,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    said = {
+        "command": shlex.join(["worldmodel", "bench", *argv]), "preset": preset.name, "preset_args": arguments,
+        "changed": config.diff(preset.build(arguments), run),
+    }
+    found = report.document(part, measured, said)
+    _show(report.table(found))
+    if asked.json:
+        write(Path(asked.json), found)
+    return 0
+
+
 def info(argv: list[str]) -> int:
     """``worldmodel info [PRESET] [overrides] [--json]``."""
     name, rest = _preset(argv)
@@ -288,8 +351,20 @@ def doctor(argv: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "bench": bench,
     "train": train, "resume": resume, "eval": evaluate, "info": info, "list": list_, "check": check, "doctor": doctor,
 }
+
+_BENCH = """usage: worldmodel bench PART [PRESET] [--json FILE] [--OPTION VALUE ...]
+
+Measure a part of a run on this machine, on random content. PART is one of
+
+  update   milliseconds of an update, by phase and by part of the networks
+  envs     environment steps per second, by kind of pool and by renderer
+  replay   milliseconds of drawing and adding
+  act      latency of acting by number of environments
+
+`worldmodel bench update PRESET --help` lists the options: --json, --against, --seconds, ..., and all of the run's."""
 
 _RESUME = """Go on from the newest checkpoint of a run folder.
 

@@ -1,0 +1,6 @@
+"""How fast the parts of a run are on this machine."""
+
+PARTS = ("update", "envs", "replay", "act")
+"""What can be measured."""
+AGAINST = ("update", "replay")
+"""What can be measured beside a peer."""
