@@ -58,7 +58,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "published": frozenset({"errors"}),
     "report": FOUNDATION | {"report", "config", "published", "train"},
     "runs": FOUNDATION | {"config", "envs", "replay", "train", "trained"},
-    "cli": FOUNDATION | {"", "bench", "config", "options", "presets", "listing", "info", "doctor", "check", "runs", "train"},
+    "cli": FOUNDATION
+    | {"", "bench", "check", "config", "doctor", "info", "listing", "options", "presets", "runs", "train"},
     "bench": FOUNDATION | {"bench", "config", "runs", "envs", "replay", "train"},
     "__main__": frozenset({"cli"}),
     "dreams": FOUNDATION | {"replay", "runs", "train", "trained"},
