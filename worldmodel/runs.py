@@ -16,7 +16,7 @@ import torch
 from worldmodel import config as configs
 from worldmodel.config import Run
 from worldmodel.envs.pool import make_pool
-from worldmodel.errors import CheckpointError, EnvError, StorageError, UserError
+from worldmodel.errors import CheckpointError, DivergenceError, EnvError, StorageError, UserError
 from worldmodel.protocols import EnvPool
 from worldmodel.replay.ring import make_replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
@@ -24,7 +24,7 @@ from worldmodel.train.display import Display
 from worldmodel.train.evaluate import Evaluator, Scores
 from worldmodel.train.evaluate import evaluate as evaluate_agent
 from worldmodel.train.lock import RunLock
-from worldmodel.train.log import Logger
+from worldmodel.train.log import BEGINNING, Logger
 from worldmodel.train.loop import Output, Summary, Trainer, restore_agent
 from worldmodel.train.manifest import provenance
 from worldmodel.train.restore import MANIFEST
@@ -34,6 +34,8 @@ from worldmodel.trained import Trained
 Say = Callable[[str], None]
 
 CONFIG = "config.json"
+_PART = f".{CONFIG}."
+"""How names of half-written ones begin."""
 
 
 def start(
@@ -41,13 +43,12 @@ def start(
 ) -> Summary:
     """Train in a new folder. A run that fails before it has anything to keep leaves nothing there.
 
-    Raises: UserError when the folder holds anything already.
+    The same run, given again to the folder in which it was killed before its first checkpoint, begins afresh.
+
+    Raises: UserError when the folder holds anything else.
     """
     run_dir = Path(run_dir)
-    if run_dir.exists() and any(p.name != "lock" for p in run_dir.iterdir()):
-        raise UserError(
-            f"{run_dir} exists and is not empty; go on with `worldmodel resume {run_dir}` or give another --run-dir"
-        )
+    again = _may_begin_again(run_dir, run)
     with _new_folder(run_dir), RunLock(run_dir), _false_start(run_dir):
         document = {
             "id": uuid.uuid4().hex[:16],
@@ -55,7 +56,7 @@ def start(
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
         }
         _write_document(run_dir, document)
-        return _train(run, run_dir, live=live)
+        return _train(run, run_dir, live=live, again=again)
 
 
 def resume(
@@ -158,12 +159,14 @@ def pick_threads(run: Run) -> int:
 def _read_document(run_dir: Path) -> dict[str, Any]:
     """The content of config.json: "run" and what is said about it."""
     path = Path(run_dir) / CONFIG
-    if not path.is_file():
-        raise UserError(
-            f"{run_dir} is not a run folder: it has no {CONFIG}; give the --run-dir of a `worldmodel train`"
-        )
     try:
         document = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(
+            f"{run_dir} is not a run folder: it has no {CONFIG}; give the --run-dir of a `worldmodel train`"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from error
     if not isinstance(document, dict) or not isinstance(document.get("run"), dict):
@@ -173,8 +176,10 @@ def _read_document(run_dir: Path) -> dict[str, Any]:
 
 def _write_document(run_dir: Path, document: dict[str, Any]) -> None:
     """Write config.json so that at every moment there is the old one or the new one, whole."""
-    path, part = run_dir / CONFIG, run_dir / f".{CONFIG}.{os.getpid()}"
+    path, part = run_dir / CONFIG, run_dir / f"{_PART}{os.getpid()}"
     try:
+        for left in run_dir.glob(f"{_PART}*"):  # by a process that was killed here
+            left.unlink()
         with part.open("w") as file:
             file.write(json.dumps(document, indent=2) + "\n")
             file.flush()
@@ -191,6 +196,31 @@ def _write_document(run_dir: Path, document: dict[str, Any]) -> None:
 def _checkpoints(run_dir: Path, keep: int = 2) -> Checkpoints:
     """Those of the run that config.json describes; what another run left there is passed over."""
     return Checkpoints(run_dir / "checkpoints", keep=keep, run_id=str(_read_document(run_dir).get("id", "")))
+
+
+def _may_begin_again(run_dir: Path, run: Run) -> bool:
+    """Whether the folder holds this very run, ended before its first checkpoint; False for a new or empty folder.
+
+    Raises: UserError for a folder that holds anything else.
+    """
+    try:
+        names = {path.name for path in run_dir.iterdir() if not path.name.startswith(_PART)} - {"lock"}
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(f"cannot use {run_dir} as a run folder: {error.strerror}; give another --run-dir") from error
+    if not names:
+        return False
+    if CONFIG not in names or _checkpoints(run_dir).candidates():
+        raise UserError(
+            f"{run_dir} exists and is not empty; go on with `worldmodel resume {run_dir}` or give another --run-dir"
+        )
+    if _read_document(run_dir)["run"] != configs.to_json(run):
+        raise UserError(
+            f"{run_dir} holds a run with other settings, which ended before its first checkpoint; delete the folder or "
+            f"give another --run-dir"
+        )
+    return True
 
 
 @contextlib.contextmanager
@@ -223,7 +253,8 @@ def _false_start(run_dir: Path) -> Iterator[None]:
 
 
 def _train(
-    run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say], Checkpoint] | None = None
+    run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say], Checkpoint] | None = None,
+    again: bool = False,
 ) -> Summary:
     device = pick_device(run.device)
     threads = pick_threads(run)
@@ -257,6 +288,9 @@ def _train(
             config=run.train, batch_steps=run.replay.batch_size * run.replay.length, seed=run.seed,
             interrupted=stack.enter_context(GracefulExit()),
         )
+        if again:
+            logger.rewind(BEGINNING)
+            display.message(f"{run_dir}: this run ended before its first checkpoint and begins afresh")
         if checkpoint is not None:
             display.message(f"{checkpoint.path}: {trainer.load(checkpoint)}")
         try:
@@ -264,3 +298,5 @@ def _train(
         except EnvError:
             trainer.save_broken()
             raise
+        except DivergenceError as error:
+            raise DivergenceError(f"{error}; {trainer.dump()}") from error

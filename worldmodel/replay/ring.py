@@ -251,7 +251,8 @@ class RingReplay:
     def write_back(self, batch: Batch, update: Update) -> None:
         """Store fresh memory (B, T, ...) and priorities (B, T) over the steps of ``batch``.
 
-        Steps overwritten since are skipped; where sequences of the batch overlap, the last row wins.
+        Steps overwritten since are skipped, and those whose memory is not finite; where sequences of the batch overlap,
+        the last row wins.
 
         Raises:
             ValueError: ``batch`` has no index, or memory differs from the spec.
@@ -260,15 +261,18 @@ class RingReplay:
             raise ValueError("write_back needs batch.index, got None; pass a batch that sample() returned")
         if not update.memory and update.priority is None:
             return
-        rows = self._targets(self.storage.bring(batch.index))
-        latest = latest_of_equal(rows)
         if update.memory and sorted(update.memory) != [name.removeprefix("memory/") for name in self._memory_keys]:
             known = [name.removeprefix("memory/") for name in self._memory_keys]
             raise ValueError(f"write_back needs memory for {known}, got {sorted(update.memory)}")
+        rows = self._targets(self.storage.bring(batch.index))
         for key, value in update.memory.items():
-            name = f"memory/{key}"
-            self._check_memory(name, value, batch.index.shape[0])
-            self.storage.write(name, rows, value.detach().flatten(0, 1), latest)
+            self._check_memory(f"memory/{key}", value, batch.index.shape[0])
+            if value.is_floating_point():
+                finite = torch.isfinite(value.detach()).reshape(rows.shape[0], -1).all(-1)
+                rows = torch.where(self.storage.bring(finite), rows, self.storage.bin)
+        latest = latest_of_equal(rows)
+        for key, value in update.memory.items():
+            self.storage.write(f"memory/{key}", rows, value.detach().flatten(0, 1), latest)
         if update.priority is not None:
             priority = self.storage.bring(update.priority.detach().float().flatten())
             self._sampler.update(rows, priority.index_select(0, latest))

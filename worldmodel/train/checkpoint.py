@@ -132,7 +132,10 @@ class Checkpoints:
                 self._trusted = found
                 return found
         if not failures:
-            raise CheckpointError(f"no checkpoint in {self.folder}; start a new run, or name one that has saved")
+            raise CheckpointError(
+                f"no checkpoint in {self.folder}: the run ended before its first; give its `worldmodel train` again, "
+                f"with the same options and --run-dir, and it begins afresh"
+            )
         listed = "; ".join(failures)
         raise CheckpointError(f"none of the {len(failures)} checkpoints in {self.folder} is valid: {listed}")
 
