@@ -309,20 +309,19 @@ class Trainer:
         """Go on from a checkpoint; returns how exactly, as a sentence."""
         state = checkpoint.document("trainer")
         restore_agent(self.agent, checkpoint)
-        self.replay.load(checkpoint.folder("replay"))
+        lost = self.replay.load(checkpoint.folder("replay"), salvage=not checkpoint.is_whole)
         self.env_steps = self._saved_at = int(state["env_steps"])
         self.ratio.load(state["ratio"])
         self.out.logger.rewind(state["logger"])
         for every in (self.when_log, self.when_eval, self.when_save):
             every.resume(self.env_steps)
         self._marks = (time.monotonic(), self.env_steps, self.ratio.updates)
-        if not state["envs_cloned"]:
+        self._owes_evaluation = bool(state.get("owes_evaluation", False))
+        if lost or not state["envs_cloned"]:
             # fresh episodes with fresh seeds; replay marks the broken one as truncated
             self.step = self.pool.reset(self.seed + 1_000_003 * (1 + self.env_steps))
-            return (
-                "resumed statistically: these environments cannot be cloned, so their running episodes were cut "
-                "(truncated)"
-            )
+            why = f"{lost:,} damaged steps of replay are left out" if lost else "these environments cannot be cloned"
+            return f"resumed statistically: {why}, so their running episodes were cut (truncated)"
         self.step = self.pool.reset(self.seed)
         self.pool.set_state(checkpoint.document("envs"))
         self.carry = _fill(self.carry, checkpoint.tensors("carry"))
@@ -330,7 +329,6 @@ class Trainer:
         self.episodes.load(state["episodes"])
         self.meter.load(state["meter"])
         self.recent = list(state["recent"])
-        self._owes_evaluation = bool(state.get("owes_evaluation", False))
         if state["threads"] != torch.get_num_threads():
             return (
                 f"resumed, but not bit for bit: the run had {state['threads']} CPU threads and now has "
