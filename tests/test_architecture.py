@@ -56,10 +56,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "info": FOUNDATION | {"config", "replay", "train"},
     "trained": FOUNDATION | {"config", "envs", "train"},
     "published": frozenset({"errors"}),
-    "report": FOUNDATION | {"report", "config", "published", "train"},
+    "report": FOUNDATION | {"", "report", "config", "published", "train"},
     "runs": FOUNDATION | {"config", "envs", "replay", "train", "trained"},
     "cli": FOUNDATION
-    | {"", "bench", "check", "config", "doctor", "info", "listing", "options", "presets", "runs", "train"},
+    | {"", "bench", "check", "config", "doctor", "info", "listing", "options", "presets", "report", "runs", "train"},
     "bench": FOUNDATION | {"bench", "config", "runs", "envs", "replay", "train"},
     "__main__": frozenset({"cli"}),
     "dreams": FOUNDATION | {"replay", "runs", "train", "trained"},

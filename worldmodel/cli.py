@@ -33,6 +33,7 @@ World models learned from pixels, and the agents that learn inside them.
   eval RUN         play whole episodes with a trained agent
   bench PART       milliseconds of updates, environments, replay, acting
   info [PRESET]    what a run would be: configuration, parameters, memory, updates
+  report RUN...    curves, statistics and dreams of runs, beside published scores
   list [KIND]      presets, envs, cores, objectives
   check FILE:NAME  whether your own world model, core, objective, value learner or environment keeps its promises
   doctor           what this machine has, lacks, and will use
@@ -114,6 +115,16 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """A page on runs: learning curves, statistics and dreams, beside the published scores of the same tasks."""
+
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
+    """Run folders. Those that differ in nothing but seed, task and length are one group."""
+    out: Path = Path("report")
+    """Folder to write to: report.html, which needs no other file, and every chart as a PNG."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +300,18 @@ def bench(argv: list[str]) -> int:
     return 0
 
 
+def report(argv: list[str]) -> int:
+    """``worldmodel report RUN... [--out DIR]``."""
+    asked = options.parse(ReportOptions, argv, prog="worldmodel report")
+    from worldmodel.report.write import write
+
+    written = write(asked.runs, asked.out)
+    for sentence in written.warnings:
+        _note(f"worldmodel: {sentence}")
+    print(f"{written.page}\n{len(written.pictures)} charts in {asked.out}")
+    return 0
+
+
 def info(argv: list[str]) -> int:
     """``worldmodel info [PRESET] [overrides] [--json]``."""
     name, rest = _preset(argv)
@@ -352,7 +375,8 @@ def doctor(argv: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench": bench,
-    "train": train, "resume": resume, "eval": evaluate, "info": info, "list": list_, "check": check, "doctor": doctor,
+    "train": train, "resume": resume, "eval": evaluate, "report": report, "info": info, "list": list_,
+    "check": check, "doctor": doctor,
 }
 
 _BENCH = """usage: worldmodel bench PART [PRESET] [--json FILE] [--OPTION VALUE ...]

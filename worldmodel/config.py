@@ -15,11 +15,12 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
-from worldmodel.errors import CheckpointError, unknown
+from worldmodel.errors import CheckpointError, UserError, unknown
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
 
@@ -55,7 +56,30 @@ RESUMABLE = frozenset({
 """What a resume may change; everything else decides what is learned, and stays."""
 
 
+CONFIG = "config.json"
+"""The file of a run folder that says what the run is."""
+
+
 # JSON
+
+
+def read_document(run_dir: Path) -> dict[str, Any]:
+    """The content of config.json: "run" as :func:`to_json` wrote it, and what is said about it.
+
+    Raises: UserError when it is not a run folder, CheckpointError when the file is damaged.
+    """
+    path = Path(run_dir) / CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"{run_dir} is not a run folder: it has no {CONFIG}; give the --run-dir of a `worldmodel train`"
+        )
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from error
+    if not isinstance(document, dict) or not isinstance(document.get("run"), dict):
+        raise CheckpointError(f'{path} is damaged (no object "run"); restore it from a copy')
+    return document
 
 
 def to_json(run: Any) -> dict[str, Any]:
@@ -83,7 +107,7 @@ def config_hash(run: Run) -> str:
     """16 hexadecimal digits of everything that decides the run (``published`` is only about it)."""
     document = to_json(run)
     document.pop("published", None)
-    values = {path: _canonical(leaf) for path, leaf in _flat(document).items()}
+    values = {path: _canonical(leaf) for path, leaf in flatten(document).items()}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -96,7 +120,7 @@ def diff(old: Any, new: Any) -> list[str]:
     >>> diff(ReplayConfig(length=32, capacity=99), ReplayConfig(length=64, capacity=99))
     ['length: 32 -> 64']
     """
-    before, after = _flat(to_json(old)), _flat(to_json(new))
+    before, after = flatten(to_json(old)), flatten(to_json(new))
     paths = list(dict.fromkeys([*before, *after]))
     said = [(path, _said(before, path), _said(after, path)) for path in paths]
     return [f"{path}: {was} -> {becomes}" for path, was, becomes in said if was != becomes]
@@ -115,10 +139,15 @@ def validate_resume(old: Run, new: Run) -> None:
         )
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested JSON objects as one, by dotted path.
+
+    >>> flatten({"train": {"steps": 5}, "seed": 0})
+    {'train.steps': 5, 'seed': 0}
+    """
     if not isinstance(value, dict):
         return {prefix: value}
-    parts = (_flat(inner, f"{prefix}.{key}" if prefix else key) for key, inner in value.items())
+    parts = (flatten(inner, f"{prefix}.{key}" if prefix else key) for key, inner in value.items())
     return {path: leaf for part in parts for path, leaf in part.items()}
 
 

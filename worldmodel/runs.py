@@ -16,7 +16,7 @@ import torch
 from worldmodel import config as configs
 from worldmodel.config import Run
 from worldmodel.envs.pool import make_pool
-from worldmodel.errors import CheckpointError, DivergenceError, EnvError, StorageError, UserError
+from worldmodel.errors import EnvError, StorageError, UserError
 from worldmodel.protocols import EnvPool
 from worldmodel.replay.ring import make_replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
@@ -24,7 +24,7 @@ from worldmodel.train.display import Display
 from worldmodel.train.evaluate import Evaluator, Scores
 from worldmodel.train.evaluate import evaluate as evaluate_agent
 from worldmodel.train.lock import RunLock
-from worldmodel.train.log import BEGINNING, Logger
+from worldmodel.train.log import Logger
 from worldmodel.train.loop import Output, Summary, Trainer, restore_agent
 from worldmodel.train.manifest import provenance
 from worldmodel.train.restore import MANIFEST
@@ -33,22 +33,19 @@ from worldmodel.trained import Trained
 
 Say = Callable[[str], None]
 
-CONFIG = "config.json"
-_PART = f".{CONFIG}."
-"""How names of half-written ones begin."""
-
 
 def start(
     run: Run, run_dir: Path, *, preset: str = "", preset_args: dict[str, Any] | None = None, live: bool | None = None
 ) -> Summary:
     """Train in a new folder. A run that fails before it has anything to keep leaves nothing there.
 
-    The same run, given again to the folder in which it was killed before its first checkpoint, begins afresh.
-
-    Raises: UserError when the folder holds anything else.
+    Raises: UserError when the folder holds anything already.
     """
     run_dir = Path(run_dir)
-    again = _may_begin_again(run_dir, run)
+    if run_dir.exists() and any(p.name != "lock" for p in run_dir.iterdir()):
+        raise UserError(
+            f"{run_dir} exists and is not empty; go on with `worldmodel resume {run_dir}` or give another --run-dir"
+        )
     with _new_folder(run_dir), RunLock(run_dir), _false_start(run_dir):
         document = {
             "id": uuid.uuid4().hex[:16],
@@ -56,7 +53,7 @@ def start(
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
         }
         _write_document(run_dir, document)
-        return _train(run, run_dir, live=live, again=again)
+        return _train(run, run_dir, live=live)
 
 
 def resume(
@@ -80,7 +77,7 @@ def resume(
         # only what can go on is written down: the device is there by now, and a valid checkpoint too
         checkpoint = _checkpoints(run_dir).latest(on_skip=say)
         if run != old:
-            _write_document(run_dir, _read_document(run_dir) | {"run": configs.to_json(run)})
+            _write_document(run_dir, configs.read_document(run_dir) | {"run": configs.to_json(run)})
         return checkpoint
 
     with RunLock(run_dir):
@@ -92,7 +89,7 @@ def read_run(run_dir: Path, *, allow: Sequence[str] = ()) -> Run:
 
     Raises: UserError when it is not a run folder, CheckpointError when its configuration is damaged.
     """
-    return configs.from_json(_read_document(run_dir)["run"], allow=allow)
+    return configs.from_json(configs.read_document(run_dir)["run"], allow=allow)
 
 
 def load(
@@ -156,30 +153,10 @@ def pick_threads(run: Run) -> int:
     return threads
 
 
-def _read_document(run_dir: Path) -> dict[str, Any]:
-    """The content of config.json: "run" and what is said about it."""
-    path = Path(run_dir) / CONFIG
-    try:
-        document = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise UserError(
-            f"{run_dir} is not a run folder: it has no {CONFIG}; give the --run-dir of a `worldmodel train`"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from error
-    if not isinstance(document, dict) or not isinstance(document.get("run"), dict):
-        raise CheckpointError(f'{path} is damaged (no object "run"); restore it from a copy')
-    return document
-
-
 def _write_document(run_dir: Path, document: dict[str, Any]) -> None:
     """Write config.json so that at every moment there is the old one or the new one, whole."""
-    path, part = run_dir / CONFIG, run_dir / f"{_PART}{os.getpid()}"
+    path, part = run_dir / configs.CONFIG, run_dir / f".{configs.CONFIG}.{os.getpid()}"
     try:
-        for left in run_dir.glob(f"{_PART}*"):  # by a process that was killed here
-            left.unlink()
         with part.open("w") as file:
             file.write(json.dumps(document, indent=2) + "\n")
             file.flush()
@@ -195,32 +172,7 @@ def _write_document(run_dir: Path, document: dict[str, Any]) -> None:
 
 def _checkpoints(run_dir: Path, keep: int = 2) -> Checkpoints:
     """Those of the run that config.json describes; what another run left there is passed over."""
-    return Checkpoints(run_dir / "checkpoints", keep=keep, run_id=str(_read_document(run_dir).get("id", "")))
-
-
-def _may_begin_again(run_dir: Path, run: Run) -> bool:
-    """Whether the folder holds this very run, ended before its first checkpoint; False for a new or empty folder.
-
-    Raises: UserError for a folder that holds anything else.
-    """
-    try:
-        names = {path.name for path in run_dir.iterdir() if not path.name.startswith(_PART)} - {"lock"}
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise UserError(f"cannot use {run_dir} as a run folder: {error.strerror}; give another --run-dir") from error
-    if not names:
-        return False
-    if CONFIG not in names or _checkpoints(run_dir).candidates():
-        raise UserError(
-            f"{run_dir} exists and is not empty; go on with `worldmodel resume {run_dir}` or give another --run-dir"
-        )
-    if _read_document(run_dir)["run"] != configs.to_json(run):
-        raise UserError(
-            f"{run_dir} holds a run with other settings, which ended before its first checkpoint; delete the folder or "
-            f"give another --run-dir"
-        )
-    return True
+    return Checkpoints(run_dir / "checkpoints", keep=keep, run_id=str(configs.read_document(run_dir).get("id", "")))
 
 
 @contextlib.contextmanager
@@ -247,14 +199,13 @@ def _false_start(run_dir: Path) -> Iterator[None]:
     except BaseException:
         results = [run_dir / "metrics.jsonl", run_dir / "scores.jsonl"]
         if not (run_dir / "checkpoints").exists() and not any(x.exists() and x.stat().st_size for x in results):
-            for path in (run_dir / CONFIG, *results):
+            for path in (run_dir / configs.CONFIG, *results):
                 path.unlink(missing_ok=True)
         raise
 
 
 def _train(
-    run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say], Checkpoint] | None = None,
-    again: bool = False,
+    run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say], Checkpoint] | None = None
 ) -> Summary:
     device = pick_device(run.device)
     threads = pick_threads(run)
@@ -288,9 +239,6 @@ def _train(
             config=run.train, batch_steps=run.replay.batch_size * run.replay.length, seed=run.seed,
             interrupted=stack.enter_context(GracefulExit()),
         )
-        if again:
-            logger.rewind(BEGINNING)
-            display.message(f"{run_dir}: this run ended before its first checkpoint and begins afresh")
         if checkpoint is not None:
             display.message(f"{checkpoint.path}: {trainer.load(checkpoint)}")
         try:
@@ -298,5 +246,3 @@ def _train(
         except EnvError:
             trainer.save_broken()
             raise
-        except DivergenceError as error:
-            raise DivergenceError(f"{error}; {trainer.dump()}") from error
