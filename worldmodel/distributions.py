@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.kernels.unimix_categorical.reference import index_of, mixed
+
 
 def symlog(x: Tensor) -> Tensor:
     """sign(x) log(1 + |x|) (DreamerV3, eq. 8)."""
@@ -28,28 +30,30 @@ class Categorical:
 
     def __init__(self, logits: Tensor, unimix: float = 0.0) -> None:
         """Args: logits (..., K), any real scale; unimix in [0, 1)."""
-        logits = logits.float()
+        self.logits, self.unimix = logits.float(), unimix
         self.classes = logits.shape[-1]
-        if unimix:
-            # (..., K)
-            self.probs = (1 - unimix) * torch.softmax(logits, -1) + unimix / self.classes
-            self.log_probs = torch.log(self.probs)
-        else:
-            self.log_probs = torch.log_softmax(logits, -1)
-            self.probs = self.log_probs.exp()
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """(..., K) of the mixture."""
+        return mixed(self.logits, self.unimix)
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """(..., K) of the mixture."""
+        return torch.log(self.probs) if self.unimix else torch.log_softmax(self.logits, -1)
 
     def sample_index(self, noise: Tensor) -> Tensor:
         """Class indices (...) by inverting the cumulative distribution at ``noise`` in [0, 1), shape (...).
 
         One uniform number a group instead of one a class: noise for a whole sequence is drawn ahead in one call.
         """
-        below = self.probs.detach().cumsum(-1) <= noise.unsqueeze(-1)
-        return below.sum(-1).clamp(max=self.classes - 1)
+        return index_of(self.probs, noise)
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
         """One-hot sample (..., K) with straight-through gradient on the mixed probabilities (not Gumbel)."""
         if noise is None:
-            noise = torch.rand(self.probs.shape[:-1], device=self.probs.device)
+            noise = torch.rand(self.logits.shape[:-1], device=self.logits.device)
         return self.straight_through(self.sample_index(noise))
 
     def straight_through(self, index: Tensor) -> Tensor:

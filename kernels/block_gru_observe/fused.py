@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.kernels.block_gru_observe.reference import EPS, Weights
+from worldmodel.kernels.unimix_categorical.reference import softmax
 
 
 def observe(
@@ -231,8 +232,7 @@ def _back_through_time(
 ) -> tuple[Tensor, Tensor, _Steps]:
     """The recurrent part: gradients of deter and stoch before step 0, and those of every layer on the way."""
     (time, rows), blocks, hidden, size, dtype = alive.shape[:2], w.mix.shape[0], *w.deter.shape, w.mix.dtype
-    probs = torch.exp(logits - logits.amax(-1, keepdim=True))
-    probs = probs / probs.sum(-1, keepdim=True)
+    probs = softmax(logits)
     mixture = (1 - unimix) * probs
     w_own_t, w_gates_t, w_first_t = mid.w_own.transpose(1, 2), w.gates.transpose(1, 2), mid.w_shared[: 2 * hidden].t()
     d_deter, d_stoch = d_deters[-1], d_stochs[-1]

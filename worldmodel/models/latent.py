@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from worldmodel.distributions import Categorical
+from worldmodel.kernels.unimix_categorical import balanced_kl
 from worldmodel.models.cores.base import Core
 from worldmodel.models.cores.rssm import RSSMConfig
 from worldmodel.models.objectives.reconstruction import ReconstructionConfig
@@ -137,15 +137,3 @@ class LatentWorldModel(nn.Module, Generic[S]):
             out.posterior, out.prior, unimix=self.core.config.unimix, free_nats=self.config.free_nats
         )
         return losses, out.states
-
-
-def balanced_kl(posterior: Tensor, prior: Tensor, *, unimix: float, free_nats: float) -> tuple[Tensor, Tensor]:
-    """KL both ways over logits (B, T, Z, K): (dyn, rep), each (B, T).
-
-    dyn = max(free, KL[sg(posterior) || prior]), rep = max(free, KL[posterior || sg(prior)]), the KL summed over groups
-    before it is clipped (DreamerV3, eq. 5).
-    """
-    live, held = Categorical(posterior, unimix), Categorical(posterior.detach(), unimix)
-    dyn = held.kl(Categorical(prior, unimix)).sum(-1)
-    rep = live.kl(Categorical(prior.detach(), unimix)).sum(-1)
-    return dyn.clamp(min=free_nats), rep.clamp(min=free_nats)
