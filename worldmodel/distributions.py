@@ -32,16 +32,16 @@ class Categorical:
         """Args: logits (..., K), any real scale; unimix in [0, 1)."""
         self.logits, self.unimix = logits.float(), unimix
         self.classes = logits.shape[-1]
+        # (..., K)
+        self.probs = mixed(self.logits, unimix)
+        self._log_probs: Tensor | None = None
 
-    @cached_property
-    def probs(self) -> Tensor:
-        """(..., K) of the mixture."""
-        return mixed(self.logits, self.unimix)
-
-    @cached_property
+    @property
     def log_probs(self) -> Tensor:
-        """(..., K) of the mixture."""
-        return torch.log(self.probs) if self.unimix else torch.log_softmax(self.logits, -1)
+        """(..., K) of the mixture, computed once and only where they are asked for: samples need none."""
+        if self._log_probs is None:
+            self._log_probs = torch.log(self.probs) if self.unimix else torch.log_softmax(self.logits, -1)
+        return self._log_probs
 
     def sample_index(self, noise: Tensor) -> Tensor:
         """Class indices (...) by inverting the cumulative distribution at ``noise`` in [0, 1), shape (...).
