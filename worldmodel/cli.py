@@ -31,6 +31,7 @@ World models learned from pixels, and the agents that learn inside them.
   train [PRESET]   learn, in a new run folder (PRESET: quickstart)
   resume RUN       go on from the newest checkpoint of a run folder
   eval RUN         play whole episodes with a trained agent
+  export RUN       write a trained agent as programs that run without worldmodel
   bench PART       milliseconds of updates, environments, replay, acting
   info [PRESET]    what a run would be: configuration, parameters, memory, updates
   report RUN...    curves, statistics and dreams of runs, beside published scores
@@ -125,6 +126,20 @@ class ReportOptions:
     """Run folders. Those that differ in nothing but seed, task and length are one group."""
     out: Path = Path("report")
     """Folder to write to: report.html, which needs no other file, and every chart as a PNG."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write encode, step and act of the newest checkpoint as torch.export programs, and how to call them."""
+
+    run: RunFolder
+    """The run folder, or one checkpoint in it."""
+    out: Path
+    """The new folder."""
+    onnx: bool = False
+    """Write ONNX too, where it has the operators; needs the extra "export"."""
+    allow: tuple[str, ...] = ()
+    """Modules or files outside of worldmodel that the run's configuration may use; they are imported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,6 +327,24 @@ def report(argv: list[str]) -> int:
     return 0
 
 
+def export(argv: list[str]) -> int:
+    """``worldmodel export RUN --out DIR [--onnx]``."""
+    asked = options.parse(ExportOptions, argv, prog="worldmodel export")
+    from worldmodel.export import MANIFEST, export_run
+
+    allow = [presets.module_name(where) for where in asked.allow]
+    manifest = export_run(asked.run, asked.out, onnx=asked.onnx, say=_note, allow=allow)
+    print(f"{manifest['env']} at {manifest['step']:,} decisions")
+    for name, program in manifest["programs"].items():
+        for kind in ("pt2", "onnx"):
+            if "file" in program.get(kind, {}):
+                gap = program[kind]["difference"]
+                said = "not compared: no onnxruntime" if gap is None else f"differs from the agent by {gap:.1g}"
+                print(f"  {name:7} {asked.out / program[kind]['file']}  ({said})")
+    print(f"  how to call them: {asked.out / MANIFEST}")
+    return 0
+
+
 def info(argv: list[str]) -> int:
     """``worldmodel info [PRESET] [overrides] [--json]``."""
     name, rest = _preset(argv)
@@ -375,7 +408,7 @@ def doctor(argv: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench": bench,
-    "train": train, "resume": resume, "eval": evaluate, "report": report, "info": info, "list": list_,
+    "train": train, "resume": resume, "eval": evaluate, "export": export, "report": report, "info": info, "list": list_,
     "check": check, "doctor": doctor,
 }
 
