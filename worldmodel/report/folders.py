@@ -87,7 +87,7 @@ def read(run_dir: Path) -> Record:
     notes = [departure] if departure else []
     if dropped:
         notes.append(f"{dropped} score{'s' * (dropped > 1)} left out: not a finite number")
-    if not series:
+    if not series and not dropped:
         notes.append("no scores yet")
     return Record(
         path=Path(run_dir), preset=str(document.get("preset", "")), seed=int(settings.get("seed", 0)), task=task,

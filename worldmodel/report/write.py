@@ -48,12 +48,17 @@ def write(run_dirs: Sequence[Path], out: Path) -> Report:
     records = [folders.read(path) for path in paths]
     if not any(record.series for record in records):
         raise UserError(
-            f"{'this run has' if len(records) == 1 else f'none of these {len(records)} runs has'} scores yet: no "
-            "episode ended and nothing was evaluated; train for longer, then ask again"
+            f"{'this run has' if len(records) == 1 else f'these {len(records)} runs have'} no finite scores: no "
+            "episode ended and nothing was evaluated, or it gave NaN; train for longer, then ask again"
         )
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(out, error) from error
     draft = _Draft(records=records)
     draft.compose()
-    return draft.save(Path(out))
+    return draft.save(out)
 
 
 @dataclass
@@ -97,12 +102,11 @@ class _Draft:
     def save(self, out: Path) -> Report:
         """Write everything; the page last."""
         try:
-            out.mkdir(parents=True, exist_ok=True)
             for name, png in self.pictures.items():
                 (out / name).write_bytes(png)
             (out / PAGE).write_text(page.document(_title(self.tasks), self.parts), encoding="utf-8")
         except OSError as error:
-            raise StorageError(f"cannot write {out}: {error.strerror}; give a writable --out") from error
+            raise _unwritable(out, error) from error
         return Report(
             page=out / PAGE, pictures=tuple(out / name for name in self.pictures), warnings=tuple(self.warnings)
         )
@@ -285,6 +289,10 @@ class _Draft:
             number = "; ".join(text for text in (table.number, table.settings) if text)
             rows.append([benchmark, table.method, number, table.source["paper"], where])
         self.parts.append(page.table(["benchmark", "method", "what a number is", "paper", "read from"], rows))
+
+
+def _unwritable(out: Path, error: OSError) -> StorageError:
+    return StorageError(f"cannot write {out}: {error.strerror}; give a writable --out")
 
 
 def _warnings(records: Sequence[Record], methods: Sequence[Method]) -> list[str]:
