@@ -83,3 +83,22 @@ def autotune(configs: Sequence[Any], key: Sequence[str]) -> Callable[[Any], Any]
 
     fixed = INTERPRETS or torch.are_deterministic_algorithms_enabled()
     return triton.autotune(configs=list(configs[:1] if fixed else configs), key=list(key))
+
+
+def implementations(call: Callable[[], object], device: torch.device) -> dict[str, Callable[[], object]]:
+    """What a benchmark compares: ``call`` in PyTorch, and on a GPU also that compiled, and with Triton."""
+
+    def under(choice: Choice, call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> object:
+            with using(choice):
+                return call()
+
+        return run
+
+    if device.type != "cuda":
+        return {"reference": under("torch", call)}
+    return {
+        "reference": under("torch", call),
+        "reference, compiled": under("torch", torch.compile(call)),
+        "triton": under("triton", call),
+    }

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.kernels import dispatch
+from worldmodel.kernels.twohot_loss import twohot_loss
+from worldmodel.kernels.twohot_loss.reference import cross_entropy
 from worldmodel.kernels.unimix_categorical.reference import index_of, mixed
 
 
@@ -141,10 +144,6 @@ class TwoHot:
 
     def loss(self, target: Tensor) -> Tensor:
         """(...) cross-entropy to the two-hot code of ``target`` (...), which gets no gradient."""
-        target = target.detach().float().clamp(self.bins[0], self.bins[-1])
-        above = torch.searchsorted(self.bins, target.contiguous()).clamp(1, self.bins.shape[0] - 1)
-        below = above - 1
-        lower, upper = self.bins[below], self.bins[above]
-        weight = (target - lower) / (upper - lower)
-        pair = self.log_probs.gather(-1, torch.stack([below, above], -1))
-        return -((1 - weight) * pair[..., 0] + weight * pair[..., 1])
+        if dispatch.backend("twohot_loss", self.logits) == "torch":
+            return cross_entropy(self.log_probs, self.bins, target)
+        return twohot_loss(self.logits, self.bins, target)

@@ -6,8 +6,9 @@ result belongs to state t.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from worldmodel.kernels import lambda_return as kernels
 
 
 def lambda_return(*, reward: Tensor, continues: Tensor, bootstrap: Tensor, lam: float | Tensor) -> Tensor:
@@ -22,14 +23,7 @@ def lambda_return(*, reward: Tensor, continues: Tensor, bootstrap: Tensor, lam: 
         lam: in [0, 1], or (B, T); 0 where the chain must not run on (a truncation: bootstrap, then stop).
     Returns: (B, T).
     """
-    direct = reward + continues * (1 - lam) * bootstrap
-    carried = continues * lam
-    return_ = bootstrap[:, -1]
-    out = []
-    for t in range(reward.shape[1] - 1, -1, -1):
-        return_ = direct[:, t] + carried[:, t] * return_
-        out.append(return_)
-    return torch.stack(out[::-1], 1)
+    return kernels.lambda_return(reward, continues, bootstrap, lam)
 
 
 def reach_weight(continues: Tensor) -> Tensor:

@@ -28,22 +28,5 @@ def cases(device: torch.device) -> dict[str, dict[str, Callable[[], object]]]:
             return torch.autograd.grad((dyn + 0.1 * rep).sum(), [posterior, prior])
 
         for what, call in (("sample", sample), ("KL both ways", kl)):
-            out[f"{what} and gradient, {name}"] = _implementations(call, device)
+            out[f"{what} and gradient, {name}"] = dispatch.implementations(call, device)
     return out
-
-
-def _implementations(call: Callable[[], object], device: torch.device) -> dict[str, Callable[[], object]]:
-    def under(choice: dispatch.Choice, call: Callable[[], object]) -> Callable[[], object]:
-        def run() -> object:
-            with dispatch.using(choice):
-                return call()
-
-        return run
-
-    if device.type != "cuda":
-        return {"reference": under("torch", call)}
-    return {
-        "reference": under("torch", call),
-        "reference, compiled": under("torch", torch.compile(call)),
-        "triton": under("triton", call),
-    }
