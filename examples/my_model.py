@@ -20,6 +20,8 @@ from torch.distributions import Normal, kl_divergence
 from worldmodel import tree
 from worldmodel.config import Run
 from worldmodel.configs.quickstart import quickstart
+from worldmodel.nn.decoders import PatchDecoderConfig
+from worldmodel.nn.encoders import PatchEncoderConfig
 from worldmodel.types import ArraySpec, Batch, EnvSpec, Prediction
 
 
@@ -45,8 +47,10 @@ class MyModelConfig:
     """Width of the layers around it."""
     free_nats: float = 1.0
     """KL below this exerts no pull."""
-    kl_scale: float = 0.1
-    """Weight of KL[posterior || prior]."""
+    prior_scale: float = 1.0
+    """Weight of KL[posterior || prior] as the prior's loss."""
+    posterior_scale: float = 0.025
+    """Weight of the same KL as the posterior's loss."""
 
     def __post_init__(self) -> None:
         if min(self.memory, self.latent, self.units) < 1:
@@ -62,18 +66,17 @@ class MyModel(nn.Module):
     def __init__(self, config: MyModelConfig, spec: EnvSpec) -> None:
         super().__init__()
         c = self.config = config
-        self.key, self.image = next(((k, a.shape) for k, a in spec.obs.items() if a.is_image), ("", ()))
-        if not self.key:
-            raise ValueError(f"MyModel sees images, but the environment has {sorted(spec.obs)}; choose one with pixels")
-        pixels = torch.Size(self.image).numel()
         self.feature_dim = c.memory + c.latent
-        self.loss_scales = {"picture": 1.0, "kl": c.kl_scale, "reward": 1.0, "continue": 1.0}
-        self.encoder = _mlp(pixels, c.units, c.units)
+        self.loss_scales = {
+            "observation": 1.0, "prior": c.prior_scale, "posterior": c.posterior_scale, "reward": 1.0, "continue": 1.0,
+        }
+        # networks of worldmodel's for every kind of observation; your own would do as well
+        self.encoder = PatchEncoderConfig(patch=4, width=16, units=c.units).build(spec.obs)
+        self.decoder = PatchDecoderConfig(patch=4, width=16, units=c.units).build(spec.obs, c.memory, c.latent)
         self.enter = _mlp(c.latent + spec.action.size, c.units, c.units)
         self.gru = nn.GRUCell(c.units, c.memory)
         self.prior = _mlp(c.memory, c.units, 2 * c.latent)
-        self.posterior = _mlp(c.memory + c.units, c.units, 2 * c.latent)
-        self.decoder = _mlp(self.feature_dim, c.units, pixels)
+        self.posterior = _mlp(c.memory + self.encoder.out_dim, c.units, 2 * c.latent)
         self.reward = _mlp(self.feature_dim, c.units, 1)
         self.continues = _mlp(self.feature_dim, c.units, 1)
 
@@ -107,12 +110,12 @@ class MyModel(nn.Module):
     def loss(self, batch: Batch, state: MyState) -> tuple[dict[str, Tensor], MyState]:
         states, posterior = self._filter(state, batch.obs, batch.prev_action, batch.is_first)
         features = self.features(states)
-        picture = (self.decode(states)[self.key] - batch.obs[self.key].float() / 255).square()
-        kl = kl_divergence(_normal(posterior), _normal(self.prior(states.memory))).sum(-1)
+        prior = self.prior(states.memory)
         goes_on = (~batch.is_terminal).float()
         losses = {
-            "picture": picture.flatten(2).sum(-1),
-            "kl": kl.clamp(min=self.config.free_nats),
+            "observation": self.decoder.loss(features, batch.obs),
+            "prior": _kl(posterior.detach(), prior).clamp(min=self.config.free_nats),
+            "posterior": _kl(posterior, prior.detach()).clamp(min=self.config.free_nats),
             "reward": (self.reward(features).squeeze(-1).float() - batch.reward).square(),
             "continue": F.binary_cross_entropy_with_logits(
                 self.continues(features).squeeze(-1).float(), goes_on, reduction="none"
@@ -124,8 +127,8 @@ class MyModel(nn.Module):
 
     def decode(self, state: MyState) -> dict[str, Tensor]:
         """``Decodes``: dreams can be filmed."""
-        pixels = self.decoder(self.features(state)).float()
-        return {self.key: torch.sigmoid(pixels).unflatten(-1, self.image)}
+        decoded = self.decoder(self.features(state))
+        return {key: decoded[key] for key in self.decoder.image_keys}
 
     @property
     def memory_spec(self) -> dict[str, ArraySpec]:
@@ -145,10 +148,8 @@ class MyModel(nn.Module):
         self, state: MyState, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor
     ) -> tuple[MyState, Tensor]:
         """States (B, T, ...) and the numbers (B, T, 2 Z) of their posteriors."""
-        if obs[self.key].dtype != torch.uint8:
-            raise TypeError(f'obs["{self.key}"] must be uint8 (B, T, h, w, C), got {obs[self.key].dtype}')
-        # (B, T, h, w, C) -> (B, T, units): what does not recur is computed for all steps at once
-        tokens = self.encoder(obs[self.key].flatten(2).float() / 255 - 0.5)
+        # (B, T, h, w, C) -> (B, T, E): what does not recur is computed for all steps at once
+        tokens = self.encoder(obs)
         nothing = self.initial(is_first.shape[0])
         states, posteriors = [], []
         for t in range(is_first.shape[1]):
@@ -173,6 +174,11 @@ def _normal(numbers: Tensor) -> Normal:
     """(..., 2 Z) -> Z Gaussians with standard deviations above 0.1, in float32."""
     mean, std = numbers.float().chunk(2, -1)
     return Normal(mean, F.softplus(std) + 0.1, validate_args=False)
+
+
+def _kl(posterior: Tensor, prior: Tensor) -> Tensor:
+    """(..., 2 Z), (..., 2 Z) -> (...) nats."""
+    return kl_divergence(_normal(posterior), _normal(prior)).sum(-1)
 
 
 def _sample(numbers: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ def episodes_end(s: Subject) -> str:
     env = s.build()
     limit = s.spec.max_steps
     began, count, step = time.perf_counter(), 0, env.reset(2)
-    for action in s.actions(100_000):
+    for action in s.actions(10_000):
         step, count = env.step(action), count + 1
         if step.is_last:
             break
@@ -172,8 +172,10 @@ def episodes_end(s: Subject) -> str:
                 f"spec.max_steps is {limit}, but step {count} is not is_last; truncate there, or leave max_steps None"
             )
         if time.perf_counter() - began > PATIENCE:
-            env.close()
-            raise Skip(f"no episode ended within {count:,} random decisions")
+            break
+    if not step.is_last:
+        env.close()
+        raise Skip(f"no episode ended within {count:,} random decisions")
     try:
         env.step(s.actions(1)[0])
     except Exception:  # whatever it raises, it refuses
@@ -313,12 +315,12 @@ CHECKS: tuple[Check[Subject], ...] = (
     Check("config is data and travels", config_travels),
     Check("build gives an environment", build_works, is_needed=True),
     Check("observations, rewards and flags as spec says", keeps_its_contract, is_needed=True),
-    Check("same seed, same course", repeats),
-    Check("drawing changes nothing", drawing_changes_nothing),
     Check("arrays are the caller's", arrays_are_the_callers),
     Check("episodes end, and end once", episodes_end),
-    Check("clones", clones),
     Check("batches", batches),
     Check("Gymnasium's check_env", gymnasium_agrees),
     Check("speed", speed),
+    Check("same seed, same course", repeats, is_needed=True),
+    Check("drawing changes nothing", drawing_changes_nothing),
+    Check("clones", clones),
 )

@@ -118,7 +118,7 @@ def shapes_the_features(s: Subject) -> str:
 
 
 def leaves_its_inputs(s: Subject) -> None:
-    given = (s.features, s.tokens, s.batch)
+    given = {"features": s.features, "tokens": s.tokens, "batch": s.batch}
     before = copied(given)
     with modules.seeded(0):
         s.call(s.objective)

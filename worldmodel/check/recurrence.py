@@ -106,22 +106,21 @@ def features_have_their_width(bench: Bench, feature_dim: int) -> str:
 
 def inputs_stay(bench: Bench) -> None:
     """Neither ``observe`` nor ``step`` writes into what it is given."""
-    state, action, batch = bench.state(), bench.action(B), bench.batch(firsts=((0, 0), (1, 3)))
-    before = copied((state, action))
-    with torch.no_grad():
-        bench.part.step(state, action)
-    touched = changed(before, (state, action))
-    if touched:
-        raise Broken(f"step changes its input in place ({_inside(touched, 'state', 'action')}); {NEW}")
-    given = (state, batch.obs, batch.prev_action, batch.is_first)
+    batch = bench.batch(firsts=((0, 0), (1, 3)))
+    given = {"state": bench.state(), "action": bench.action(B)}
     before = copied(given)
     with torch.no_grad():
-        bench.part.observe(*given)
+        bench.part.step(given["state"], given["action"])
     touched = changed(before, given)
     if touched:
-        raise Broken(
-            f"observe changes its input in place ({_inside(touched, 'state', 'obs', 'prev_action', 'is_first')}); {NEW}"
-        )
+        raise Broken(f"step changes its input in place ({listed(touched)}); {NEW}")
+    given = {"state": bench.state(), "obs": batch.obs, "prev_action": batch.prev_action, "is_first": batch.is_first}
+    before = copied(given)
+    with torch.no_grad():
+        bench.part.observe(*given.values())
+    touched = changed(before, given)
+    if touched:
+        raise Broken(f"observe changes its input in place ({listed(touched)}); {NEW}")
 
 
 def time_is_one_by_one(bench: Bench) -> None:
@@ -221,8 +220,3 @@ def _with_another_past(bench: Bench, batch: Batch, at: int) -> Batch:
 def _rows(a: Any, b: Any, row: int) -> Any:
     """``b`` with one row of ``a``."""
     return tree.map(lambda x, y: torch.cat([y[:row], x[row : row + 1], y[row + 1 :]]), a, b)
-
-
-def _inside(paths: list[str], *arguments: str) -> str:
-    """Leaf paths of a tuple of arguments by the arguments' names: "[0].deter" -> "state.deter"."""
-    return listed(f"{arguments[int(path[1])]}{path[3:]}" for path in paths)

@@ -66,9 +66,9 @@ def at_time(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """Leaves by their path: {"deter": ..., "inner.stoch": ...}."""
+    """Leaves by their path: {"deter": ..., "obs.image": ...}."""
     found, _ = pytree.tree_flatten_with_path(tree)
-    return {pytree.keystr(path).lstrip(".") or "it": leaf for path, leaf in found}
+    return {".".join(map(_word, path)) or "it": leaf for path, leaf in found}
 
 
 def difference(a: Any, b: Any) -> str:
@@ -98,6 +98,11 @@ def changed(before: Any, after: Any) -> list[str]:
     """Names of the leaves whose values are no longer the same, bit for bit."""
     now = named(after)
     return [name for name, x in named(before).items() if not torch.equal(x, now[name])]
+
+
+def _word(part: Any) -> str:
+    """One step of a path: a field's name, a key, an index."""
+    return str(next(getattr(part, kind) for kind in ("name", "key", "idx") if hasattr(part, kind)))
 
 
 _TIMED = ("obs", "action", "prev_action", "reward", "is_first", "is_last", "is_terminal")

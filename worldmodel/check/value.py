@@ -97,11 +97,11 @@ def tracks(s: Subject) -> str:
                 p.add_(0.1 * torch.randn_like(p))
     before = copied(dict(learner.state_dict()))
     learner.track(torch.tensor(False, device=s.device))
-    moved = _names(changed(before, dict(learner.state_dict())))
+    moved = changed(before, dict(learner.state_dict()))
     if moved:
         raise Broken(f"track(False) moves {modules.listed(moved)}; after an update that was skipped nothing may move")
     learner.track(torch.tensor(True, device=s.device))
-    moved = _names(changed(before, dict(learner.state_dict())))
+    moved = changed(before, dict(learner.state_dict()))
     wrong = [name for name in moved if name in trained]
     if wrong:
         raise Broken(f"track moves {modules.listed(wrong)}, which the optimiser trains; move slow copies alone")
@@ -110,7 +110,7 @@ def tracks(s: Subject) -> str:
 
 
 def leaves_its_inputs(s: Subject) -> None:
-    given = (s.features, s.return_)
+    given = {"features": s.features, "return_": s.return_}
     before = copied(given)
     with modules.seeded(0):
         s.everything(s.learner)
@@ -132,11 +132,6 @@ def is_traced(s: Subject) -> None:
     modules.traces(s.learner.value, s.features, method="value")
     modules.traces(s.learner.target, s.features, method="target")
     modules.traces(s.learner.loss, s.features, s.return_, method="loss")
-
-
-def _names(paths: list[str]) -> list[str]:
-    """Keys of a dict from the paths of its leaves: "['slow.weight']" -> "slow.weight"."""
-    return [path[2:-2] for path in paths]
 
 
 CHECKS: tuple[Check[Subject], ...] = (

@@ -124,10 +124,11 @@ def losses_have_scales(s: Subject) -> str:
 
 def loss_leaves_its_batch(s: Subject) -> None:
     batch, state = s.batch(firsts=((0, 0), (1, 4))), s.state()
-    before = copied((batch, state))
+    given = {"batch": batch, "state": state}
+    before = copied(given)
     with modules.seeded(0):
         s.model.loss(batch, state)
-    touched = changed(before, (batch, state))
+    touched = changed(before, given)
     if touched:
         raise Broken(f"loss changes its input in place ({modules.listed(touched)}); {NEW}")
 
