@@ -17,11 +17,11 @@ from worldmodel import cli
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = str(ROOT / "examples" / "my_model.py")
-TINY = (
+TINY = shlex.split(
     "--train.steps 24 --train.num-envs 2 --train.train-ratio 2 --train.eval-every 0 --train.eval-episodes 1 "
     "--train.eval-envs 1 --train.threads 1 --train.log-steps 12 --replay.capacity 200 --replay.batch-size 2 "
     "--replay.length 4 --replay.min-starts 2 --device cpu"
-).split()
+)
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,7 @@ def test_the_example_learns_and_is_evaluated(tmp_path: Path, capsys: pytest.Capt
     assert "toy/catch at 24 decisions" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["your_own_model", "your_own_env"])
 def test_snippets_of_the_docs_run_as_printed(page: str, tmp_path: Path) -> None:
     """```python blocks are files by their first line, or are run; ```console lines are run, all in one folder."""
