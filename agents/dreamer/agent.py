@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from worldmodel.agents.dreamer.losses import (
 )
 from worldmodel.agents.values.twohot import TwoHotValueConfig
 from worldmodel.models.latent import LatentModelConfig
-from worldmodel.nn.optim import LaProp
-from worldmodel.protocols import Decodes, Remembers, WorldModel
+from worldmodel.nn.optim import LaProp, without_gradient
+from worldmodel.protocols import Decodes, Remembers
 from worldmodel.rng import Stream
 from worldmodel.rollout import follow, imagine
 from worldmodel.tree import struct
@@ -97,6 +97,10 @@ class Dreamer:
             {"model": self.model, "actor": self.actor, "value": self.value, "norm": self.normalizer}
         )
         self.optimizer = LaProp(self.modules.parameters(), lr=config.lr, clip=config.clip, warmup=config.warmup)
+        # what a dream goes through when the policy learns by the gradient of its dynamics
+        dynamics = config.actor.gradient == "dynamics"
+        self._dreamer = without_gradient(self.model) if dynamics else self.model
+        self._critic = without_gradient(self.value) if dynamics else self.value
         self.discount = 1.0 - 1.0 / config.horizon
         self.scales = {
             **self.model.loss_scales,
@@ -108,6 +112,12 @@ class Dreamer:
         self.bad_total = torch.zeros((), device=device)
         self.streams = {
             name: Stream(seed=seed * 1000 + i, device=device) for i, name in enumerate(("learn", "report"), 1)
+        }
+        self.steps: dict[str, Callable[..., Any]] = {
+            "learn": self.learn_step, "act": self.act_step, "report": self.report_step
+        }
+        self.parts: dict[str, Callable[..., Any]] = {
+            "losses": self.compute_losses, "optimizer": self.optimizer.apply, "act": self.compute_action
         }
 
     # Acting
@@ -123,18 +133,31 @@ class Dreamer:
         rng = Stream(seed=seed, device=self.device).state
         return Carry(state=self.model.initial(num_envs), prev_action=zero, rng=rng)
 
-    @torch.no_grad()
     def act(self, carry: Carry, step: Step, *, explore: bool) -> tuple[Tensor, Carry]:
         """(N, A) a sample of the policy, or its mode."""
         step = tree.to(step, self.device)
-        with Stream(state=carry.rng, device=self.device) as stream, self._cast():
+        with Stream(state=carry.rng, device=self.device) as stream:
+            action, state = self.steps["act"](carry.state, carry.prev_action, step.obs, step.is_first, explore=explore)
+        return action, Carry(state=state, prev_action=action, rng=stream.state)
+
+    def act_step(
+        self, state: Any, prev_action: Tensor, obs: dict[str, Tensor], is_first: Tensor, *, explore: bool
+    ) -> tuple[Tensor, Any]:
+        """Latent state (N, ...), action (N, A) and observations (N, ...) to the next action and state."""
+        return self.parts["act"](state, prev_action, obs, is_first, explore=explore)
+
+    @torch.no_grad()
+    def compute_action(
+        self, state: Any, prev_action: Tensor, obs: dict[str, Tensor], is_first: Tensor, *, explore: bool
+    ) -> tuple[Tensor, Any]:
+        """What :meth:`act_step` gives, in one traceable piece."""
+        with self._cast():
             # (N, ...) -> (N, 1, ...): acting is observing a sequence of one
-            obs = {key: x.unsqueeze(1) for key, x in step.obs.items()}
-            states = self.model.observe(carry.state, obs, carry.prev_action.unsqueeze(1), step.is_first.unsqueeze(1))
+            one = {key: x.unsqueeze(1) for key, x in obs.items()}
+            states = self.model.observe(state, one, prev_action.unsqueeze(1), is_first.unsqueeze(1))
             state = tree.index(states, (slice(None), 0))
             policy = self.actor(self.model.features(state))
-            action = policy.sample() if explore else policy.mode()
-        return action, Carry(state=state, prev_action=action, rng=stream.state)
+            return policy.sample() if explore else policy.mode(), state
 
     def memory(self, carry: Carry) -> dict[str, Tensor]:
         """(N, ...) the latents of the step just acted on."""
@@ -143,29 +166,40 @@ class Dreamer:
     # Learning
 
     def learn(self, batch: Batch) -> Update:
-        """One update of everything: one sum of losses, one backward pass, one optimiser."""
+        """One update of everything: one sum of losses, one backward pass, one optimiser. Where the update is captured
+        in a CUDA graph, the result is overwritten by the next call."""
         with self.streams["learn"]:
-            self.optimizer.zero_grad()
-            scale_before = self.normalizer.low.clone(), self.normalizer.high.clone()
-            losses, metrics, states = self.losses(batch)
-            total = self.total(losses)
-            total.backward()
-            stepped = self.optimizer.step(torch.isfinite(total))
+            return self.steps["learn"](batch)
+
+    def learn_step(self, batch: Batch) -> Update:
+        """An update between two uses of the random stream: tensors in, tensors out, in place where it learns."""
+        scale_before = self.normalizer.low.clone(), self.normalizer.high.clone()
+        total, metrics, memory, priority = self.parts["losses"](batch)
+        self.optimizer.backward(total)
+        stepped = self.optimizer.step(torch.isfinite(total), apply=self.parts["optimizer"])
         healthy = stepped["healthy"]
         self.value.track(healthy)
         self.normalizer.keep(healthy, *scale_before)
         with torch.no_grad():
             self.bad_streak.copy_(torch.where(healthy, 0.0, self.bad_streak + 1))
             self.bad_total.add_((~healthy).float())
-            metrics |= {f"loss/{name}": loss.detach().mean() for name, loss in losses.items()}
-            metrics |= {
+            metrics = metrics | {
                 "loss/total": total.detach(),
                 "update/grad_norm": stepped["grad_norm"],
                 "update/skipped": self.bad_total.clone(),
                 "update/bad_streak": self.bad_streak.clone(),
             }
-            memory = self.model.pack(tree.detach(states)) if isinstance(self.model, Remembers) else {}
-        return Update(metrics=metrics, memory=memory, priority=losses["dyn"].detach() if "dyn" in losses else None)
+        return Update(metrics=metrics, memory=memory, priority=priority)
+
+    def compute_losses(
+        self, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+        """In one traceable piece: the number to minimise, metrics, fresh latents and priorities (B, T)."""
+        losses, metrics, states = self.losses(batch)
+        total = self.total(losses)
+        metrics = metrics | {f"loss/{name}": loss.detach().mean() for name, loss in losses.items()}
+        memory = self.model.pack(tree.detach(states)) if isinstance(self.model, Remembers) else {}
+        return total, metrics, memory, losses["dyn"].detach() if "dyn" in losses else None
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """The one number that is minimised; the names of losses and scales must agree."""
@@ -204,11 +238,11 @@ class Dreamer:
         c, shape = self.config, is_terminal.shape
         starts = tree.flatten_time(tree.detach(states))
         through = c.actor.gradient == "dynamics"
-        with self._frozen(self.model, self.value) if through else torch.no_grad(), self._cast():
-            dream = imagine(self.model, lambda features: self.actor(features).sample(), starts, c.imagination)
+        with torch.set_grad_enabled(through), self._cast():
+            dream = imagine(self._dreamer, lambda features: self.actor(features).sample(), starts, c.imagination)
             # (N, H+1, F)
             features = self.model.features(dream.states)
-            value = self.value.target(features)
+            value = self._critic.target(features)
             # the real start state is alive unless it was terminal
             alive = (~is_terminal).float().flatten().unsqueeze(1)
             continues = torch.cat([alive, dream.continues], 1) * self.discount
@@ -246,39 +280,31 @@ class Dreamer:
             return self.model.unpack(batch.context)
         return self.model.initial(batch.reward.shape[0])
 
-    @contextmanager
-    def _frozen(self, *modules: nn.Module) -> Iterator[None]:
-        """Gradients flow through these modules but not into them."""
-        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        for p in parameters:
-            p.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for p in parameters:
-                p.requires_grad_(True)
-
     # Looking
 
-    @torch.no_grad()
     def report(self, batch: Batch, *, observed: int | None = None, rows: int = 6) -> dict[str, Tensor]:
         """Open-loop prediction: filter ``observed`` steps (half the batch by default), then dream on with the real
         actions. "truth/KEY" and "model/KEY" (rows, T, h, w, C) in [0, 1], and "report/open_loop_mse"."""
-        world: WorldModel[Any] = self.model
-        if not isinstance(world, Decodes):
+        if not isinstance(self.model, Decodes):
             return {}
-        rows, time = min(rows, batch.reward.shape[0]), batch.reward.shape[1]
-        observed = time // 2 if observed is None else observed
-        b = tree.index(batch, slice(rows))
-        with self.streams["report"], self._cast():
-            head = {key: x[:, :observed] for key, x in b.obs.items()}
-            seen = world.observe(self._context(b), head, b.prev_action[:, :observed], b.is_first[:, :observed])
-            dream = follow(world, tree.index(seen, (slice(None), -1)), b.prev_action[:, observed:])
+        observed = batch.reward.shape[1] // 2 if observed is None else observed
+        with self.streams["report"]:
+            return self.steps["report"](tree.index(batch, slice(rows)), observed)
+
+    @torch.no_grad()
+    def report_step(self, batch: Batch, observed: int) -> dict[str, Tensor]:
+        """What :meth:`report` gives for the whole batch (B, T), between two uses of the random stream."""
+        world: Any = self.model
+        with self._cast():
+            head = {key: x[:, :observed] for key, x in batch.obs.items()}
+            before = self._context(batch)
+            seen = world.observe(before, head, batch.prev_action[:, :observed], batch.is_first[:, :observed])
+            dream = follow(world, tree.index(seen, (slice(None), -1)), batch.prev_action[:, observed:])
             states = tree.cat([seen, tree.index(dream.states, (slice(None), slice(1, None)))], 1)
             decoded = world.decode(states)
         out: dict[str, Tensor] = {}
         for key, model in decoded.items():
-            truth = b.obs[key].float() / 255
+            truth = batch.obs[key].float() / 255
             out |= {f"truth/{key}": truth, f"model/{key}": model}
             out[f"report/open_loop_mse_{key}"] = (model[:, observed:] - truth[:, observed:]).square().mean()
         return out

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class LaProp:
@@ -42,6 +46,9 @@ class LaProp:
         self.mu = torch.zeros_like(self.flat)
         self.count = torch.zeros((), device=first.device)
         self._grads: list[Tensor] = []
+        # (total,) which tensor a number belongs to
+        sizes = torch.tensor([p.numel() for p in self.parameters], device=first.device)
+        self._owner = torch.repeat_interleave(sizes, output_size=total)
         at = 0
         with torch.no_grad():
             for p in self.parameters:
@@ -56,31 +63,48 @@ class LaProp:
         """Clear the flat gradient; the views stay."""
         self.grad.zero_()
 
-    @torch.no_grad()
-    def step(self, healthy: Tensor | None = None) -> dict[str, Tensor]:
-        """Apply the gradients. ``healthy``: () bool, a further condition (a finite loss).
+    def backward(self, loss: Tensor) -> None:
+        """Write the gradient of ``loss`` over the flat one; zero where the loss does not reach. Unlike
+        ``loss.backward()`` it adds to nothing, so there is nothing to clear before."""
+        grads = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        torch.cat([g.reshape(-1) for g in grads], out=self.grad)
 
-        Returns {"grad_norm": before clipping, "healthy": () bool}.
+    @torch.no_grad()
+    def step(
+        self, healthy: Tensor | None = None, *, apply: Callable[[Tensor, Tensor], None] | None = None
+    ) -> dict[str, Tensor]:
+        """Apply the gradients.
+
+        Args:
+            healthy: () bool, a further condition (a finite loss).
+            apply: a compiled :meth:`apply`.
+        Returns: {"grad_norm": before clipping, "healthy": () bool}.
         """
         norms = _norms(self._grads)
         total = norms.square().sum().sqrt()
         finite = torch.isfinite(total)
         healthy = finite if healthy is None else finite & healthy
-        ok = healthy.float()
+        factor = torch.ones_like(norms)
         if self.clip:
             bound = self.clip * _norms([p.data for p in self.parameters]).clamp(min=1e-3)
             factor = 1.0 / (norms / bound).clamp(min=1.0)
-            torch._foreach_mul_(self._grads, list(factor.unbind()))  # pyright: ignore[reportPrivateImportUsage]
-        self.grad.copy_(torch.where(healthy, self.grad, 0.0))
-        self.count += ok
+        (apply or self.apply)(factor, healthy)
+        return {"grad_norm": total, "healthy": healthy}
+
+    @torch.no_grad()
+    def apply(self, factor: Tensor, healthy: Tensor) -> None:
+        """The update given each tensor's clipping factor (tensors,), unless () ``healthy`` is False: element by element
+        over the flat buffers, which a compiler makes one pass of."""
+        ok = healthy.float()
+        grad = torch.where(healthy, self.grad * factor[self._owner], 0.0)
+        self.count.add_(ok)
         b1, b2 = self.betas
         count = self.count.clamp(min=1.0)
-        self.nu.lerp_(self.grad.square(), (1 - b2) * ok)
-        scaled = self.grad.div_((self.nu / (1 - b2**count)).sqrt_().add_(self.eps))
+        self.nu.lerp_(grad.square(), (1 - b2) * ok)
+        scaled = grad / ((self.nu / (1 - b2**count)).sqrt() + self.eps)
         self.mu.lerp_(scaled, (1 - b1) * ok)
         warm = ((count - 1) / self.warmup).clamp(max=1.0) if self.warmup else 1.0
         self.flat.addcmul_(self.mu, -self.lr * warm * ok / (1 - b1**count))
-        return {"grad_norm": total, "healthy": healthy}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments and step count."""
@@ -90,6 +114,15 @@ class LaProp:
         """Copy into the existing buffers; shapes must match."""
         for name, mine in self.state_dict().items():
             mine.copy_(state[name])
+
+
+def without_gradient(module: M) -> M:
+    """A copy of ``module`` on the same memory: it follows every update in place, and gradients flow through it but not
+    into it. Make it once the parameters have their final place."""
+    twin = copy.deepcopy(module).requires_grad_(False)
+    for mine, theirs in zip([*twin.parameters(), *twin.buffers()], [*module.parameters(), *module.buffers()]):
+        mine.data = theirs.data
+    return twin
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
