@@ -50,7 +50,7 @@ class Run:
 RESUMABLE = frozenset({
     "train.steps", "train.stop_at_return", "train.eval_every", "train.eval_episodes", "train.eval_envs",
     "train.log_every", "train.log_steps", "train.checkpoint_every", "train.checkpoint_steps",
-    "train.keep_checkpoints", "train.max_bad_updates", "train.threads", "train.wandb",
+    "train.keep_checkpoints", "train.max_bad_updates", "train.compile", "train.threads", "train.wandb",
     "replay.memory_budget", "device", "published",
 })
 """What a resume may change; everything else decides what is learned, and stays."""

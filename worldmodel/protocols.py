@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -154,7 +154,10 @@ class Agent(Protocol[C]):
         """(N, ...) what replay shall keep of the step just acted on."""
         ...
 
-    def learn(self, batch: Batch) -> Update: ...
+    def learn(self, batch: Batch) -> Update:
+        """One update; its result is good until the agent is called again."""
+        ...
+
     def report(self, batch: Batch) -> dict[str, Tensor]:
         """What a human wants to see of a batch: "truth/KEY" and "model/KEY" (rows, T, h, w, C) in [0, 1], the first
         half filtered, the rest dreamed; scalars under "report/"."""
@@ -181,6 +184,18 @@ class Reacts(Protocol):
 
     @property
     def actor(self) -> Policy: ...
+
+
+@runtime_checkable
+class Compiles(Protocol):
+    """An agent that keeps what is pure in tensors apart, so that it can be compiled and captured: fixed shapes, no
+    reading on the host, no branch on data, random numbers from the default generator, ``state_dict`` of live tensors.
+    It calls these functions through the tables, whose entries others may replace by faster ones."""
+
+    steps: dict[str, Callable[..., Any]]
+    """"learn", "act" and "report": a whole call, between entering and leaving a random stream."""
+    parts: dict[str, Callable[..., Any]]
+    """What steps consist of besides backward passes: each traceable as one graph."""
 
 
 class EnvPool(Protocol):

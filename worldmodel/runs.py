@@ -20,6 +20,7 @@ from worldmodel.errors import EnvError, StorageError, UserError
 from worldmodel.protocols import EnvPool
 from worldmodel.replay.ring import make_replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
+from worldmodel.train.compile import accelerate
 from worldmodel.train.display import Display
 from worldmodel.train.evaluate import Evaluator, Scores
 from worldmodel.train.evaluate import evaluate as evaluate_agent
@@ -223,6 +224,7 @@ def _train(
             contextlib.closing(make_pool(run.env, run.train.num_envs, kind=run.train.pool, on_event=display.message))
         )
         agent = run.agent.build(pool.spec, device=device, seed=run.seed)
+        compiled = accelerate(agent, run.train.compile, device)
         replay = make_replay(
             run.replay, pool.spec, agent.memory_spec, pool.num_envs, device=device, seed=run.seed,
         )
@@ -232,7 +234,10 @@ def _train(
             episodes=run.train.eval_episodes, seed=run.seed + 10_000,
         )
         stack.callback(evaluator.close)
-        meta = {"config": configs.config_hash(run), "device": str(device), "threads": threads, "seed": run.seed}
+        meta = {
+            "config": configs.config_hash(run), "device": str(device), "threads": threads, "compile": compiled,
+            "seed": run.seed,
+        }
         trainer = Trainer(
             agent=agent, pool=pool, replay=replay, evaluator=evaluator,
             output=Output(logger=logger, display=display, checkpoints=checkpoints, meta=meta),

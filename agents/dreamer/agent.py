@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -169,7 +170,7 @@ class Dreamer:
         """One update of everything: one sum of losses, one backward pass, one optimiser. Where the update is captured
         in a CUDA graph, the result is overwritten by the next call."""
         with self.streams["learn"]:
-            return self.steps["learn"](batch)
+            return self.steps["learn"](dataclasses.replace(batch, index=None))
 
     def learn_step(self, batch: Batch) -> Update:
         """An update between two uses of the random stream: tensors in, tensors out, in place where it learns."""

@@ -38,6 +38,9 @@ class TrainConfig:
     """Non-finite updates in a row after which the run stops."""
     stop_at_return: float | None = None
     """Stop early once an evaluation's mean return (mode of acting) reaches this; None never stops early."""
+    compile: Literal["auto", "eager", "compile", "cudagraph", "compile+cudagraph"] = "auto"
+    """How updates and acting run: eager; by torch.compile; captured as CUDA graphs; both. "auto": both on a GPU, eager
+    on a CPU. Compiling changes rounding, so a resume is bit for bit in the same mode."""
     threads: int = 0
     """CPU threads for torch; 0 chooses: all cores, fewer where environment workers need them."""
     wandb: str = ""

@@ -302,6 +302,12 @@ class Trainer:
         self.episodes.load(state["episodes"])
         self.meter.load(state["meter"])
         self.recent = list(state["recent"])
+        was, now = checkpoint.meta.get("compile", "eager"), self.out.meta.get("compile", "eager")
+        if was != now:
+            return (
+                f"resumed, but not bit for bit: the run was in mode {was} and now is in mode {now}, which changes "
+                f"rounding; set --train.compile {was}"
+            )
         if state["threads"] != torch.get_num_threads():
             return (
                 f"resumed, but not bit for bit: the run had {state['threads']} CPU threads and now has "
