@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -145,6 +146,19 @@ def test_a_band_counts_the_seeds_it_stands_on() -> None:
     assert interval.point[:2].tolist() == [3.0, 1.0] and np.isnan(interval.point[2])
     assert 1.0 <= interval.low[0] < 3.0 < interval.high[0] <= 5.0
     assert np.isnan(interval.low[1:]).all()  # one seed has no interval
+
+
+def test_a_curve_of_one_score_is_still_seen() -> None:
+    frames = np.array([1.0, 2.0, 3.0])
+
+    def colours(*returns: float) -> int:
+        curve = curves.Curve(frames=frames, returns=np.array([returns]))
+        png = charts.learning_curves("task", "scores", [(charts.Line(label="", index=0), curve)], 3.0)
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))[:500]  # above the legend
+        return int((pixels == (0x00, 0x72, 0xB2)).all(axis=-1).sum())
+
+    assert colours(np.nan, np.nan, np.nan) == 0
+    assert colours(np.nan, np.nan, 1.0) > 20
 
 
 # Comparison
@@ -334,6 +348,15 @@ def test_runs_of_different_tasks_are_compared_each_on_its_own(tmp_path: Path) ->
     text = write.write(runs, tmp_path / "out").page.read_text()
     assert "on 2 tasks, each compared on its own" in text
     assert "<h2>toy/catch</h2>" in text and "<h2>toy/glide</h2>" in text
+
+
+def test_a_run_that_stopped_at_once_is_named_as_what_hinders_the_comparison(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "whole", "quickstart", mode=[(500, 1.0), (1000, 2.0)]),
+        write_run(tmp_path / "short", "quickstart", seed=1, reached=10, train=[(10, 1.0)]),
+    ]
+    text = write.write(runs, tmp_path / "out").page.read_text()
+    assert "There is no score at these frames yet; leave short out for later ones." in text
 
 
 def test_a_seed_given_twice_is_said_and_a_folder_given_twice_counts_once(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Line:
         return "-" if self.index < len(COLOURS) else DASHES[self.index % len(DASHES)]
 
 
-def learning_curves(title: str, lines: Sequence[tuple[Line, Curve]], last: float) -> bytes:
+def learning_curves(task: str, scores: str, lines: Sequence[tuple[Line, Curve]], last: float) -> bytes:
     """Mean over seeds with its 95 % interval over frames, up to frame ``last``.
 
     A curve is thin where some of its seeds have no score (they are shorter, or began later).
@@ -63,13 +63,13 @@ def learning_curves(title: str, lines: Sequence[tuple[Line, Curve]], last: float
         # a thin piece begins and ends at points of the thick line
         beside = ~full | np.append(~full[1:], False) | np.append(False, ~full[:-1])
         axes.plot(x, np.where(beside, y, np.nan), linewidth=0.9, **style)
-        if len(x) == 1:
+        if np.isfinite(y).sum() == 1:
             axes.plot(x, y, marker="o", color=line.colour)
     axes.set_xlim(0, last)
     axes.set_xlabel("environment frames")
     axes.set_ylabel("return (mean and 95 % interval over seeds)")
     axes.xaxis.set_major_formatter(_frames())
-    axes.set_title(title)
+    axes.set_title(f"{task}\n{scores}", fontsize=10)
     _legend(figure, axes)
     return _png(figure)
 
@@ -140,11 +140,13 @@ def by_task(title: str, rows: Sequence[tuple[Line, dict[str, np.ndarray]]], unit
         if line.is_published:
             marker = MARKERS[line.index % len(MARKERS)]
             axes.plot(
-                means, [y for y, _ in known], linestyle="none", marker=marker, markersize=5, markerfacecolor="white",
-                color=line.colour, label=line.label, zorder=2,
+                means, [y for y, _ in known], linestyle="none", marker=marker, markersize=6, markerfacecolor="none",
+                color=line.colour, label=line.label, zorder=4,
             )
             continue
-        axes.plot(means, [y for y, _ in known], linestyle="none", marker="o", color=line.colour, label=line.label)
+        axes.plot(
+            means, [y for y, _ in known], linestyle="none", marker="o", color=line.colour, label=line.label, zorder=3
+        )
         for y, values in known:
             interval = stats.bootstrap(stats.mean, [values])
             axes.plot([interval.low, interval.high], [y, y], color=line.colour, linewidth=2, zorder=3)

@@ -112,7 +112,7 @@ def find_benchmark(task: str) -> tuple[str, str, str]:
         drawn = "" if rest[0] == "gl" else f"pictures by the renderer {rest[0]}; published runs used OpenGL"
         return "dmc_vision", game, drawn
     if family == "atari" and rest[0] in ("100k", "200m"):
-        return f"atari{rest[0]}", game, f"plays with {rest[1]}, in which published protocols differ" if rest[1] else ""
+        return f"atari{rest[0]}", game, f"settings {rest[1]}, in which published protocols differ" if rest[1] else ""
     return "", "", ""
 
 

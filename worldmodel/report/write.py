@@ -169,7 +169,7 @@ class _Draft:
                     self.used[table.benchmark, table.name] = table
                     lines.append((compare.line_of(table, index), curve))
             if lines:
-                png = charts.learning_curves(f"{task.name}: {KINDS[kind]}", lines, last)
+                png = charts.learning_curves(task.name, KINDS[kind], lines, last)
                 images.append(self._picture(f"{task.name}_{kind}", png, f"learning curves of {task.name}"))
         self.parts.append(page.pictures(images))
         self.parts.append(page.paragraph(
@@ -178,11 +178,14 @@ class _Draft:
             f"{100 / curves.POINTS:g} % of the frames, or evaluations interpolated to there. P(A is better) is the "
             "probability that a run of A scores higher than a run of that row."
         ))
-        for kind in task.kinds:
-            self._scores(task, kind)
+        if not any([self._scores(task, kind) for kind in task.kinds]):
+            first = min(task.records, key=lambda record: record.frames).name
+            self.parts.append(
+                page.paragraph(f"There is no score at these frames yet; leave {first} out for later ones.")
+            )
 
-    def _scores(self, task: Task, kind: Kind) -> None:
-        """One row per method, ours and published."""
+    def _scores(self, task: Task, kind: Kind) -> bool:
+        """One row per method, ours and published; False where ours have no score yet."""
         entries = [(method.label, compare.our_scores(method, task, kind), False) for method in self.methods]
         for index, table in enumerate(compare.tables(task.benchmark, kind)):
             scores = compare.published_scores(table, task)
@@ -190,8 +193,8 @@ class _Draft:
             if len(scores):
                 self.used[table.benchmark, table.name] = table
         entries = [entry for entry in entries if len(entry[1])]
-        if not entries or all(is_published for *_, is_published in entries):
-            return
+        if all(is_published for *_, is_published in entries):
+            return False
         first = entries[0][1]
         show_scale = task.scale is not None and task.benchmark.startswith("atari")
         rows = []
@@ -210,6 +213,7 @@ class _Draft:
         self.parts.append(page.table(
             [*head, f"P({entries[0][0].split()[0]} is better)"], rows, published=[entry[2] for entry in entries]
         ))
+        return True
 
     def _improvement(self) -> None:
         rows = []
@@ -325,9 +329,9 @@ def _interval(interval: stats.Interval, form: str) -> str:
 
 
 def _few(suite: Suite, most: int = 3) -> dict[int, Line]:
-    """Rows for a chart that cannot hold all: ours, and of the published ones the first and the highest IQMs."""
+    """Rows for a chart that cannot hold all: ours, and of the published ones DreamerV3 and the highest IQMs."""
     lines = [line for line, _ in suite.rows]
     ours = {i: line for i, line in enumerate(lines) if not line.is_published}
     theirs = [i for i, line in enumerate(lines) if line.is_published]
-    theirs.sort(key=lambda i: (lines[i].index > 0, -float(stats.iqm(suite.scores(i)))))
+    theirs.sort(key=lambda i: (not lines[i].label.startswith("DreamerV3 2024"), -float(stats.iqm(suite.scores(i)))))
     return ours | {i: replace(lines[i], index=rank) for rank, i in enumerate(theirs[:most])}
