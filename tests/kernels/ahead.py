@@ -1,0 +1,111 @@
+"""Compile every Triton kernel of the room for an NVIDIA GPU that need not be here: ``python -m tests.kernels.ahead``.
+
+The operations are called on CPU tensors of realistic shapes, and each launch compiles its kernel with the arguments it
+got and runs nothing. What the interpreter forgives shows here: types, tiles below 16, layouts, shared memory. Prints a
+JSON row per launch: kernel, target, registers spilled (bytes), shared memory (bytes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SHARED = {80: 166_912, 89: 101_376, 90: 232_448}
+"""Bytes of shared memory that one program may have, by compute capability."""
+NAMES = {
+    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64",
+    torch.int16: "i16", torch.uint8: "u8", torch.int8: "i8", torch.bool: "i1",
+}
+
+
+def spilled(cubin: bytes) -> int:
+    """Bytes of local memory that the kernel uses: registers that did not fit."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    tool = Path(get_ptxas(90).path).with_name("cuobjdump")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    stack = re.search(r"STACK:(\d+)", text)
+    assert stack, text
+    return int(stack[1])
+
+
+class Compiler:
+    """Stands in for the launch of a kernel."""
+
+    def __init__(self, capabilities: list[int]) -> None:
+        self.capabilities, self.rows, self.seen = capabilities, [], set()
+
+    def launch(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        names = kernel.arg_names
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        values = dict(zip(names, args)) | kwargs
+        signature: dict[str, str] = {}
+        constants: dict[tuple[int], Any] = {}
+        attrs: dict[tuple[int], Any] = {}
+        for index, param in enumerate(kernel.params):
+            value = values[param.name]
+            if param.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+                signature[param.name], constants[(index,)] = "constexpr", value
+            elif isinstance(value, torch.Tensor):
+                signature[param.name] = "*" + NAMES[value.dtype]
+                attrs[(index,)] = [["tt.divisibility", 16]]
+            elif isinstance(value, float):
+                signature[param.name] = "fp32"
+            else:
+                signature[param.name] = "i32" if abs(value) < 2**31 else "i64"
+                if value % 16 == 0:
+                    attrs[(index,)] = [["tt.divisibility", 16]]
+        key = json.dumps([kernel.__name__, signature, str(constants), str(attrs), options])
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        for capability in self.capabilities:
+            source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
+            done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+            if done.metadata.shared > SHARED[capability]:
+                raise MemoryError(f"{kernel.__name__} needs {done.metadata.shared} bytes of shared memory")
+            row = {
+                "kernel": f"{kernel.fn.__module__}.{kernel.__name__}", "target": f"sm_{capability}",
+                "spilled": spilled(done.asm["cubin"]), "shared": done.metadata.shared,
+            }
+            self.rows.append(row)
+            print(json.dumps(row), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--capability", type=int, nargs="+", default=[90])
+    parser.add_argument("--cases", nargs="+", default=["tests.kernels.ahead_cases"], help="modules with CASES")
+    args = parser.parse_args()
+    from triton.runtime.jit import JITFunction
+
+    from worldmodel.kernels import dispatch
+
+    assert os.environ.get("TRITON_INTERPRET") != "1", "the interpreter compiles nothing"
+    compiler = Compiler(args.capability)
+    JITFunction.run = lambda kernel, *args, **kwargs: compiler.launch(kernel, *args, **kwargs)  # type: ignore[method-assign]
+    dispatch.INTERPRETS = True
+    with dispatch.using("triton"):
+        for module in args.cases:
+            for case in importlib.import_module(module).CASES:
+                case()
+
+
+if __name__ == "__main__":
+    main()
