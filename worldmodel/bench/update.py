@@ -63,6 +63,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         facts["rows"] = {name: summary(row) for name, row in blocks.items()}
         if device.type == "cuda":
             facts["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+            facts["kernels"] = kernels(agent, batch)
         facts |= inside(bench, agent, batch)
     return facts | _health(agent, batch)
 
@@ -106,6 +107,17 @@ def inside(bench: Bench, agent: Agent[Any], batch: Batch) -> dict[str, Any]:
             name: {"ms": round(ms, 4), "calls": watch.calls[name] // times} for name, ms in parts if ms >= 0.001
         },
     }
+
+
+def kernels(agent: Agent[Any], batch: Batch) -> dict[str, Any]:
+    """Kernels that one ``learn`` starts on a GPU, those within graphs too, and the time they run."""
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profiler:
+        agent.learn(batch)
+        torch.cuda.synchronize()
+    events = profiler.events() or []
+    found = [event.device_time for event in events if event.device_type.name == "CUDA"]
+    return {"count": len(found), "ms": round(sum(found) / 1e3, 3)}
 
 
 def _beside(
