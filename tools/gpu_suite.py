@@ -1,312 +1,256 @@
-"""What only a GPU can show, in bounded pieces: tests, milliseconds per update, latency of acting, learning.
+"""What only a GPU shows, in steps: call it again and again until it says that all is done.
 
-    python tools/gpu_suite.py all --minutes 9
-    python tools/gpu_suite.py update --minutes 5
-    python tools/gpu_suite.py learn --run-dir runs/stand --preset dmc.vision --task walker_stand -- --env.render ray
-    python tools/gpu_suite.py update --device cpu --smoke
+    python tools/gpu_suite.py --minutes 9 --peer ../r2dreamer
+    python tools/gpu_suite.py --dry-run
+    python tools/gpu_suite.py --tiny --device cpu
 
-Every command keeps to --minutes, writes one small JSON to --out and skips rows it already holds for this commit, so a
-call that ran out of time is simply repeated; --fresh measures again. `learn` starts the run folder or goes on from its
-newest checkpoint, stops in time by the same request that Ctrl-C makes, and compares with the published curve.
+A call keeps to --minutes and goes on where the last one stopped: gpu_suite.json, in --carry and in --out, holds what is
+done, with its results; what was measured at another commit or on another device is measured again. Learning runs lie in
+--carry too; a call stops them in time, by the request that Ctrl-C makes, and the next one resumes them. --tiny runs
+every step for seconds, to test the suite itself.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import itertools
+import contextlib
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from worldmodel import runs
-from worldmodel.agents.dreamer.agent import Dreamer
-from worldmodel.configs.sizes import dreamer
-from worldmodel.presets import find_preset, parse
-from worldmodel.replay.config import ReplayConfig
-from worldmodel.replay.ring import RingReplay, make_replay
 from worldmodel.train.manifest import provenance
-from worldmodel.types import ActionSpec, ArraySpec, EnvSpec, Step
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "docs" / "results" / "published_dmc_vision_early.json"
-PROPRIO = {
-    "orientations": ArraySpec(shape=(14,), dtype="float32"),
-    "height": ArraySpec(shape=(1,), dtype="float32"),
-    "velocity": ArraySpec(shape=(9,), dtype="float32"),
+STATE = "gpu_suite.json"
+TINY = [
+    "quickstart", "--agent.imagination", "2", "--replay.batch-size", "2", "--replay.length", "4", "--train.threads", "1"
+]
+QUICK = ["--blocks", "1", "--seconds", "0", "--warmup", "1", "--held", "70"]
+RESERVE = 45.0
+"""Seconds that a learning run is given to save itself."""
+SHORTEST = 120.0
+"""Seconds below which it is not worth resuming."""
+TRIES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One thing to run."""
+
+    name: str
+    minutes: float
+    """Estimated, on one H200; nobody has measured them yet."""
+    words: tuple[str, ...]
+    """What follows ``worldmodel bench`` or ``worldmodel train``, or a kernel's name."""
+    kind: str = field(default="bench")
+    """"tests", "bench", "beside" (a peer), "kernel", or "learn"."""
+
+
+PIXELS = ("dmc.vision", "--env.render", "ray")
+PROPRIO = ("dmc.proprio", "--task", "walker_walk")
+BARLOW = ("--objective", "barlow", "--agent.model.probe", "False")
+RUNS: dict[str, tuple[str, ...]] = {
+    "1m-proprio": (*PROPRIO, "--size", "1m"),
+    "12m-pixels": (*PIXELS, "--size", "12m"),
+    "12m-pixels-barlow": (*PIXELS, "--size", "12m", *BARLOW),
+    "50m-pixels": (*PIXELS, "--size", "50m"),
+    "50m-pixels-barlow": (*PIXELS, "--size", "50m", *BARLOW),
 }
-"""DMC walker from state."""
-PIXELS = {"image": ArraySpec(shape=(64, 64, 3), dtype="uint8")}
-MODELS: dict[str, tuple[Any, dict[str, ArraySpec]]] = {
-    "1m-proprio": ("1m", PROPRIO), "12m-pixels": ("12m", PIXELS), "50m-pixels": ("50m", PIXELS),
+"""What updates are measured of."""
+LEARNING: dict[str, tuple[float, tuple[str, ...]]] = {
+    "walker_stand": (20, (*PIXELS, "--task", "walker_stand", "--train.steps", "32000")),
+    "cartpole_swingup": (36, (*PIXELS, "--task", "cartpole_swingup", "--train.steps", "60000")),
+    "boxing": (20, ("atari100k", "--task", "boxing", "--size", "12m")),
 }
-PRECISIONS: tuple[Any, ...] = ("float32", "bfloat16")
-ENVS = 16
+"""Minutes and words of each run: far enough for the marks that tell a learner from a broken one."""
 
 
-class Record:
-    """One JSON file of rows; a row is measured once per commit."""
+def steps() -> list[Step]:
+    """Everything, in order: what others build on first."""
+    bench_kernels = (ROOT / "tools" / "bench_kernels.py").is_file()
+    kernels = sorted(path.parent.name for path in (ROOT / "kernels").glob("*/bench.py")) if bench_kernels else []
+    return [
+        Step(name="tests", minutes=4, words=(), kind="tests"),
+        *(Step(name=f"update/{name}", minutes=1.5, words=("update", *words)) for name, words in RUNS.items()),
+        Step(
+            name="update/12m-pixels-float32", minutes=1.5,
+            words=("update", *RUNS["12m-pixels"], "--agent.precision", "float32"),
+        ),
+        *(
+            Step(name=f"act/{name}", minutes=1, words=("act", *RUNS[name], "--batches", "1", "16", "64"))
+            for name in ("1m-proprio", "12m-pixels", "50m-pixels")
+        ),
+        Step(name="replay", minutes=1.5, words=("replay", *RUNS["12m-pixels"])),
+        *(
+            Step(name=f"beside/{name}", minutes=4, words=("update", *words), kind="beside")
+            for name, words in RUNS.items()
+        ),
+        *(Step(name=f"kernel/{name}", minutes=1.5, words=(name,), kind="kernel") for name in kernels),
+        *(
+            Step(name=f"learn/{name}", minutes=minutes, words=words, kind="learn")
+            for name, (minutes, words) in LEARNING.items()
+        ),
+    ]
 
-    def __init__(self, args: argparse.Namespace, what: str) -> None:
-        self.path = args.out / f"gpu_{args.command}{'_smoke' if args.smoke else ''}.json"
-        self.document: dict[str, Any] = {
-            "what": what,
-            "command": "python tools/gpu_suite.py " + " ".join(sys.argv[1:]),
-            "device": device_name(args.device),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
-            "provenance": provenance(),
-            "rows": {},
+
+class Suite:
+    """The steps, what is done of them, and this call's deadline."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.deadline = time.monotonic() + 60 * args.minutes
+        self.here = {"commit": provenance()["commit"], "device": device_name(args.device)}
+        held = [folder / STATE for folder in (args.carry, args.out) if (folder / STATE).is_file()]
+        self.done: dict[str, Any] = {} if args.fresh or not held else json.loads(held[0].read_text())["steps"]
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.monotonic()
+
+    def chosen(self) -> list[Step]:
+        """Steps that were asked for and can be run."""
+        wanted = [step for step in steps() if step.name.startswith(self.args.only)]
+        return [step for step in wanted if step.kind != "beside" or self.args.peer is not None]
+
+    def is_done(self, step: Step) -> bool:
+        """Finished, or tried too often; a measurement only for what is measured now."""
+        found = self.done.get(step.name)
+        if found is None or (step.kind != "learn" and found["here"] != self.here):
+            return False
+        return found["state"] == "done" or found["tries"] >= TRIES
+
+    def run(self) -> bool:
+        """Run what fits; whether everything is done."""
+        is_first = True
+        for step in self.chosen():
+            if self.is_done(step):
+                continue
+            # One that never fits gets a call of its own
+            fits = self.left > 60 * step.minutes or is_first
+            if self.left <= 0 or not (fits or (step.kind == "learn" and self.left > SHORTEST)):
+                print(f"{step.name}: no time left")
+                continue
+            is_first = False
+            print(f"{step.name}: begins, about {step.minutes:g} minutes", flush=True)
+            self.keep(step, *getattr(self, f"_{step.kind}")(step))
+        left = [step.name for step in self.chosen() if not self.is_done(step)]
+        print(f"left: {', '.join(left)}; call again" if left else "all done")
+        return not left
+
+    def keep(self, step: Step, state: str, result: dict[str, Any]) -> None:
+        """Note what came of a step, in both folders."""
+        before = self.done.get(step.name, {})
+        tries = before.get("tries", 0) + 1 if state == "failed" and before.get("here", self.here) == self.here else 0
+        tries = max(tries, 1) if state == "failed" else tries
+        self.done[step.name] = {"state": state, "tries": tries, "here": self.here, "result": result}
+        document = {"command": "python tools/gpu_suite.py", "provenance": provenance(), "steps": self.done}
+        for folder in {self.args.carry, self.args.out}:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / STATE).write_text(json.dumps(document, indent=1) + "\n")
+        said = result.get("failed", "") or json.dumps(result.get("said", ""))
+        print(f"{step.name}: {state} {said}", flush=True)
+
+    # Kinds of steps
+
+    def _tests(self, step: Step) -> tuple[str, dict[str, Any]]:
+        where = "tests/gpu" if self.args.tiny else "tests"
+        code, out, _ = self._call([sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rfE", where])
+        lines = out.splitlines()[-40:]
+        is_fine = code == 0 or (self.args.tiny and code == 5)
+        return ("done", {"said": lines[-1:], "lines": lines}) if is_fine else ("failed", {"failed": "\n".join(lines)})
+
+    def _bench(self, step: Step, *more: str) -> tuple[str, dict[str, Any]]:
+        part, *words = step.words
+        words = [*TINY, *QUICK] if self.args.tiny else words
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "result.json"
+            command = [*worldmodel(), "bench", part, *words, "--device", self.args.device, "--json", str(path), *more]
+            return self._measured(command, path)
+
+    def _beside(self, step: Step) -> tuple[str, dict[str, Any]]:
+        return self._bench(step, "--against", str(self.args.peer), "--peer-python", self.args.peer_python)
+
+    def _kernel(self, step: Step) -> tuple[str, dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "result.json"
+            tool = [sys.executable, str(ROOT / "tools" / "bench_kernels.py"), *step.words]
+            return self._measured([*tool, "--device", self.args.device, "--out", str(path)], path)
+
+    def _measured(self, command: list[str], path: Path) -> tuple[str, dict[str, Any]]:
+        code, _, errors = self._call(command)
+        if code or not path.is_file():
+            return "failed", {"failed": (errors.strip().splitlines() or [f"exit code {code}"])[-1]}
+        found = json.loads(path.read_text())
+        rows = found.get("rows", {})
+        return "done", {"said": {name: row.get("median_ms", row.get("ratio")) for name, row in rows.items()}, **found}
+
+    def _learn(self, step: Step) -> tuple[str, dict[str, Any]]:
+        folder = self.args.carry / step.name.replace("/", "-")
+        begun = time.monotonic()
+        reserve = 0.0 if self.args.tiny else RESERVE
+        code, out, errors = self._call(self._learn_command(step, folder), stop_after=max(1.0, self.left - reserve))
+        points = curve(folder)
+        result = {
+            "said": out.strip().splitlines()[:1], "minutes_of_this_call": round((time.monotonic() - begun) / 60, 2),
+            "against_published": against_published(points, step.name.removeprefix("learn/")), "curve": points,
         }
-        if self.path.is_file() and not args.fresh:
-            old = json.loads(self.path.read_text())
-            if self._measured(old) == self._measured(self.document):
-                self.document["rows"] = old["rows"]
+        if code == 0:
+            return "done", result
+        if code in (128 + signal.SIGINT, -signal.SIGINT) and (folder / "checkpoints").is_dir():
+            return "going on", result
+        return "failed", result | {"failed": (errors.strip().splitlines() or [f"exit code {code}"])[-1]}
 
-    @staticmethod
-    def _measured(document: dict[str, Any]) -> tuple[Any, ...]:
-        """What a row is true of."""
-        return document["device"], document["provenance"]["commit"], document["provenance"]["versions"]
+    def _learn_command(self, step: Step, folder: Path) -> list[str]:
+        """Begin a run, or go on with it."""
+        if (folder / "config.json").is_file():
+            return [*worldmodel(), "resume", str(folder)]
+        words = [*TINY, "--train.steps", "40", "--train.eval-episodes", "1"] if self.args.tiny else list(step.words)
+        return [*worldmodel(), "train", *words, "--device", self.args.device, "--run-dir", str(folder)]
 
-    def measure(self, name: str, call: Callable[[], dict[str, Any]], deadline: float) -> None:
-        """Add a row unless it is there already or no time is left, and write the file."""
-        if name in self.document["rows"]:
-            print(f"{name}: measured before")
-        elif time.monotonic() >= deadline:
-            print(f"{name}: no time left, repeat the command")
-        else:
-            self.document["rows"][name] = row = call()
-            print(f"{name}: {json.dumps(row)}", flush=True)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.document, indent=1) + "\n")
+    def _call(self, command: list[str], stop_after: float | None = None) -> tuple[int, str, str]:
+        """Exit code and what was said. It is asked to stop after ``stop_after`` seconds, and killed at the deadline."""
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=errors, text=True)
+            try:
+                if stop_after is not None:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(stop_after)
+                    if process.poll() is None:
+                        process.send_signal(signal.SIGINT)
+                # Tiny steps take seconds, whatever the deadline
+                code = process.wait(max(self.left, 300.0 if self.args.tiny else 5.0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                code = 124
+                errors.write(f"\nstopped: no time left of {self.args.minutes:g} minutes\n")
+            out.seek(0)
+            errors.seek(0)
+            return code, out.read(), errors.read()
+
+
+def worldmodel() -> list[str]:
+    """This checkout's command line."""
+    return [sys.executable, "-m", "worldmodel"]
 
 
 def device_name(device: str) -> str:
     """The accelerator as its driver names it, or "cpu"."""
-    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    if device == "cpu":
+        return "cpu"
+    import torch
 
-
-def synchronize(device: str) -> None:
-    """Wait until the device has done all it was asked to."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def timed(call: Callable[[], object], device: str, *, warmup: int, count: int) -> dict[str, Any]:
-    """Milliseconds per call: median, quartiles and extremes over ``count`` calls, by CUDA events (wall clock on a CPU);
-    and over all calls in one go, without waiting in between."""
-    for _ in range(warmup):
-        call()
-    synchronize(device)
-    start = time.perf_counter()
-    spent: list[float] = []
-    if device == "cuda":
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-        marks[0].record()
-        for mark in marks[1:]:
-            call()
-            mark.record()
-        synchronize(device)
-        spent = [a.elapsed_time(b) for a, b in itertools.pairwise(marks)]
-    else:
-        for _ in range(count):
-            before = time.perf_counter()
-            call()
-            spent.append(1e3 * (time.perf_counter() - before))
-    whole = 1e3 * (time.perf_counter() - start) / count
-    low, median, high = statistics.quantiles(spent, n=4)
-    numbers = {"median_ms": median, "q1_ms": low, "q3_ms": high, "min_ms": min(spent), "max_ms": max(spent)}
-    numbers["wall_ms"] = whole
-    return {name: round(x, 4) for name, x in numbers.items()} | {"calls": count, "warmup": warmup}
-
-
-def launches(call: Callable[[], object], device: str) -> dict[str, Any]:
-    """Kernels started by one call and the time they ran; {} on a CPU."""
-    if device != "cuda":
-        return {}
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        call()
-        synchronize(device)
-    kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    return {"launches": len(kernels), "kernel_ms": round(sum(e.device_time for e in kernels) / 1e3, 3)}
-
-
-# What is measured
-
-
-def build(model: str, precision: Any, args: argparse.Namespace) -> Dreamer:
-    """The agent of a row; with --smoke a small one of the same kind."""
-    size, obs = MODELS[model]
-    spec = EnvSpec(name=model, obs=obs, action=ActionSpec(kind="continuous", size=6))
-    config = dreamer(size, precision=precision)
-    if args.smoke:
-        config = dataclasses.replace(dreamer("nano", precision=precision), imagination=3)
-    return config.build(spec, device=args.device)
-
-
-def random_step(spec: EnvSpec, count: int, seed: int) -> Step:
-    """One step of ``count`` environments, on the host as environments give it."""
-    g = torch.Generator().manual_seed(seed)
-    obs = {
-        key: torch.randint(0, 256, (count, *s.shape), dtype=torch.uint8, generator=g) if s.is_image
-        else torch.randn(count, *s.shape, generator=g)
-        for key, s in spec.obs.items()
-    }
-    flags = {name: torch.zeros(count, dtype=torch.bool) for name in ("is_first", "is_last", "is_terminal")}
-    return Step(obs=obs, reward=torch.rand(count, generator=g), **flags)
-
-
-def filled(agent: Dreamer, args: argparse.Namespace) -> RingReplay:
-    """A replay on the learner's device with random steps."""
-    batch, length = (2, 4) if args.smoke else (16, 64)
-    config = ReplayConfig(capacity=batch * (length + 1) * 8, batch_size=batch, length=length)
-    envs = 2 if args.smoke else ENVS
-    replay = make_replay(config, agent.spec, agent.memory_spec, envs, device=torch.device(args.device), seed=0)
-    carry = agent.initial(envs)
-    for t in range(2 * length + 2):
-        step = random_step(agent.spec, envs, t)
-        action, carry = agent.act(carry, step, explore=True)
-        replay.add(step, action, agent.memory(carry))
-    return replay
-
-
-def update(args: argparse.Namespace, deadline: float) -> int:
-    """Milliseconds of Dreamer.learn alone, and of a whole update with drawing and writing back."""
-    record = Record(args, "one update of Dreamer, B16 T64 H15, eager; whole_update: draw, learn and write latents back")
-    warmup, count = (1, 3) if args.smoke else (10, 50)
-
-    def row(model: str, precision: str) -> dict[str, Any]:
-        agent = build(model, precision, args)
-        replay = filled(agent, args)
-        batch = replay.sample()
-        if args.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        result = {"parameters": sum(p.numel() for p in agent.optimizer.parameters)}
-        result["learn"] = timed(lambda: agent.learn(batch), args.device, warmup=warmup, count=count)
-
-        def whole() -> None:
-            drawn = replay.sample()
-            replay.write_back(drawn, agent.learn(drawn))
-
-        result["whole_update"] = timed(whole, args.device, warmup=warmup, count=count)
-        if args.device == "cuda":
-            result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
-        metrics = agent.learn(batch).metrics
-        result["finite"] = bool(torch.isfinite(metrics["loss/total"]))
-        result["skipped_updates"] = int(metrics["update/skipped"])
-        return result | launches(lambda: agent.learn(batch), args.device)
-
-    for model in MODELS:
-        for precision in PRECISIONS:
-            record.measure(f"{model}, {precision}", lambda m=model, p=precision: row(m, p), deadline)
-    return 0
-
-
-def act(args: argparse.Namespace, deadline: float) -> int:
-    """Latency of Dreamer.act: from observations on the host to actions on the host."""
-    record = Record(args, "Dreamer.act, observations on the host in, actions on the host out: latency of a call")
-    warmup, count = (1, 3) if args.smoke else (20, 200)
-
-    def row(model: str, precision: str, envs: int) -> dict[str, Any]:
-        agent = build(model, precision, args)
-        step, carry = random_step(agent.spec, envs, 0), agent.initial(envs)
-        for _ in range(warmup):
-            agent.act(carry, step, explore=True)[0].cpu()
-        spent = []
-        for _ in range(count):
-            start = time.perf_counter()
-            action, carry = agent.act(carry, step, explore=True)
-            action.cpu()
-            spent.append(1e3 * (time.perf_counter() - start))
-        cuts = statistics.quantiles(spent, n=20)
-        return {"median_ms": round(statistics.median(spent), 4), "p95_ms": round(cuts[-1], 4), "calls": count}
-
-    for model in MODELS:
-        for precision in PRECISIONS:
-            for envs in (1, 8, 64):
-                name = f"{model}, {precision}, {envs} environments"
-                record.measure(name, lambda m=model, p=precision, n=envs: row(m, p, n), deadline)
-    return 0
-
-
-def tests(args: argparse.Namespace, deadline: float) -> int:
-    """The tests that are marked gpu."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rfE", *(["tests/gpu"] if args.smoke else ["tests"])]
-    status = 1
-    record = Record(args, "pytest -m gpu")
-    record.document["rows"] = {}  # cheap, and a failed run must be repeated
-
-    def row() -> dict[str, Any]:
-        nonlocal status
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, timeout=max(1.0, deadline - time.monotonic())
-            )
-        except subprocess.TimeoutExpired as late:
-            return {"passed": False, "last_lines": [f"stopped after {late.timeout:.0f} s"]}
-        status = done.returncode
-        return {"passed": status == 0, "last_lines": done.stdout.splitlines()[-40:]}
-
-    record.measure("pytest", row, deadline)
-    return status
-
-
-# Learning
-
-
-def learn(args: argparse.Namespace, deadline: float) -> int:
-    """Start a run or go on with it until the time is nearly over, then compare its curve."""
-    folder = args.run_dir or (Path(tempfile.mkdtemp()) / "run" if args.smoke else ROOT / "runs" / f"gpu-{args.task}")
-    reserve = 0.0 if args.smoke else 45.0  # a checkpoint of the replay takes its time
-    timer = threading.Timer(max(5.0, deadline - time.monotonic() - reserve), os.kill, (os.getpid(), signal.SIGINT))
-    timer.daemon = True
-    timer.start()
-    try:
-        if (folder / "config.json").is_file():
-            summary = runs.resume(folder, live=False)
-        else:
-            words = [*(["--task", args.task] if args.task else []), "--device", args.device, *args.overrides]
-            run, arguments, _ = parse(find_preset(args.preset), words, Nothing(), prog="gpu_suite learn")
-            summary = runs.start(run, folder, preset=args.preset, preset_args=arguments, live=False)
-    finally:
-        timer.cancel()
-    points = curve(folder)
-    rows = against_published(points, args.task)
-    for row in rows:
-        print("{frames:>8} frames: {ours:8.1f}   published {mean:4d} [{low}-{high}]".format(**row))
-    record = Record(args, "a learning run beside the published one: training episodes in the window before each mark")
-    record.path = record.path.with_name(f"gpu_learn_{args.task or args.preset}{'_smoke' if args.smoke else ''}.json")
-    record.document["rows"] = {
-        "run": {
-            "preset": args.preset, "overrides": args.overrides, "reason": summary.reason, "updates": summary.updates,
-            "env_steps": summary.env_steps, "seconds_of_this_call": round(summary.seconds, 1),
-        },
-        "against_published": rows,
-        "curve": points,
-    }
-    record.path.parent.mkdir(parents=True, exist_ok=True)
-    record.path.write_text(json.dumps(record.document, indent=1) + "\n")
-    print(f"{folder}: {summary.env_steps} decisions, {summary.updates} updates, ended by {summary.reason}")
-    return 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Nothing:
-    """No options beside the run's own."""
+    return torch.cuda.get_device_name()
 
 
 def curve(folder: Path) -> dict[str, list[list[float]]]:
@@ -331,41 +275,40 @@ def against_published(points: dict[str, list[list[float]]], task: str) -> list[d
     return rows
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace, float], int]] = {
-    "tests": tests, "update": update, "act": act, "learn": learn,
-}
-
-
-def everything(args: argparse.Namespace, deadline: float) -> int:
-    """All commands in order; learning gets the time that is left."""
-    status = 0
-    for name, command in COMMANDS.items():
-        args.command = name
-        status = max(status, command(args, deadline))
-    return status
-
-
 def main(argv: list[str] | None = None) -> int:
+    """0: all done; 1: call again; 2: nothing can be run here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=[*COMMANDS, "all"])
     parser.add_argument("--minutes", type=float, default=9.0, help="wall clock of this call")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder for gpu_suite.json")
+    parser.add_argument("--carry", type=Path, default=ROOT / "runs" / "gpu_suite", help="what the next call needs")
+    parser.add_argument("--peer", type=Path, default=None, help="a checkout of r2dreamer; without it, no comparison")
+    parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that it runs in")
+    parser.add_argument("--only", default="", help="steps whose names begin so: update, learn/walker_stand")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to test the tool itself")
-    parser.add_argument("--fresh", action="store_true", help="measure again what the file already holds")
-    parser.add_argument("--preset", default="dmc.vision", help="learn: preset to run")
-    parser.add_argument("--task", default="walker_stand", help="learn: its task; empty for a preset without one")
-    parser.add_argument("--run-dir", type=Path, default=None, help="learn: run folder to start or to go on with")
-    parser.epilog = "learn: what follows -- are options of the run"
-    words = sys.argv[1:] if argv is None else argv
-    cut = words.index("--") if "--" in words else len(words)
-    args = parser.parse_args(words[:cut])
-    args.overrides = words[cut + 1 :]
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("gpu_suite: torch sees no CUDA device here; run it on one, or test the tool with --device cpu --smoke")
+    parser.add_argument("--tiny", action="store_true", help="every step for seconds, to test the suite itself")
+    parser.add_argument("--fresh", action="store_true", help="forget what is done; learning runs go on all the same")
+    parser.add_argument("--dry-run", action="store_true", help="list the steps with their estimated minutes")
+    args = parser.parse_args(argv)
+    known = [step for step in steps() if step.name.startswith(args.only)]
+    if not known:
+        print(f"gpu_suite: no step begins with {args.only!r}; see --dry-run")
         return 2
-    deadline = time.monotonic() + 60 * args.minutes
-    return everything(args, deadline) if args.command == "all" else COMMANDS[args.command](args, deadline)
+    if args.dry_run:
+        for step in known:
+            print(f"{step.minutes:5.1f} min  {step.name:26} {step.kind:7} {' '.join(step.words)}")
+        print(f"{sum(step.minutes for step in known):5.1f} min  in all")
+        return 0
+    if args.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            print("gpu_suite: torch sees no CUDA device here; run it on one, or test it with --device cpu --tiny")
+            return 2
+    if args.peer is not None and not args.peer.is_dir():
+        print(f"gpu_suite: --peer {args.peer}: there is no such folder; give a checkout of r2dreamer")
+        return 2
+    os.environ.setdefault("PYTHONPATH", str(ROOT))
+    return 0 if Suite(args).run() else 1
 
 
 if __name__ == "__main__":
