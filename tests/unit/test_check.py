@@ -18,8 +18,8 @@ import torch
 
 from tests.unit import broken_parts as broken
 from worldmodel import check, cli
+from worldmodel.check import core, samples, target, world_model
 from worldmodel.check import env as envs
-from worldmodel.check import samples, target, world_model
 from worldmodel.check.still import NORMAL, UNIFORM, Still
 from worldmodel.configs.sizes import dreamer
 from worldmodel.envs.atari import AtariConfig
@@ -75,7 +75,9 @@ def test_our_value_learners_conform(config: Any) -> None:
 @pytest.mark.parametrize("objective, seen, action", [
     ("reconstruction", "image", "discrete"), ("barlow", "both", "continuous"), ("infonce", "vector", "continuous"),
 ])
-def test_our_world_models_conform(objective: Any, seen: Any, action: Any) -> None:
+def test_our_world_models_conform(objective: Any, seen: Any, action: Any, request: pytest.FixtureRequest) -> None:
+    if objective != "reconstruction":  # one is traced for all
+        request.getfixturevalue("quickly")
     model = dreamer("nano", objective=objective).model
     assert target.kind_of(model) == "world-model"
     spec = check.make_spec(seen, action=action)
@@ -95,14 +97,25 @@ def test_our_environments_conform(config: Any, monkeypatch: pytest.MonkeyPatch) 
     check.check_env(config).require()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_our_parts_conform_on_a_gpu() -> None:
+    model = dreamer("nano").model
+    check.check_world_model(model, device="cuda").require()
+    check.check_core(model.core, device="cuda").require()
+    check.check_objective(model.objective, device="cuda").require()
+    check.check_value_learner(dreamer("nano").value, device="cuda").require()
+
+
 # World models that break a promise
 
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without tracing and timing, which take longer than all the rest."""
-    kept = [c for c in world_model.CHECKS if c.title not in ("one graph without a break", "speed")]
-    monkeypatch.setattr(world_model, "CHECKS", tuple(kept))
+    for kind in (core, world_model):
+        kept = [c for c in kind.CHECKS if c.title not in ("one graph without a break", "speed")]
+        monkeypatch.setattr(kind, "CHECKS", tuple(kept))
 
 
 def failures(config: Any) -> dict[str, str]:
@@ -203,6 +216,7 @@ def assert_says(said: str, pattern: str) -> None:
 # Other parts that break a promise
 
 
+@pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("report, title, said", [
     (lambda: check.check_core(broken.FlatCoreConfig()), "posterior and prior are logits of groups",
      r"expected logits \(B, T, Z, K\)"),

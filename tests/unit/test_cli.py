@@ -68,7 +68,7 @@ NANO = ["atari100k", "--size", "nano"]
 @pytest.mark.parametrize(
     "words",
     [["--help"], ["train", "--help"], ["eval", "--help"], ["resume", "--help"], ["list"], ["list", "--help"],
-     ["doctor", "--help"], ["--version"]],
+     ["doctor", "--help"], ["check", "--help"], ["--version"]],
 )
 def test_help_and_lists_import_no_torch(words: list[str]) -> None:
     code = f"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -176,11 +177,10 @@ def decodes(s: Subject) -> str:
         raise Skip("no decode: no dream videos")
     states = s.observe(s.batch())
     with Still(), torch.no_grad():
-        out = {T: s.model.decode(states), 0: s.model.decode(tree.index(states, (slice(None), 2)))}
-    if not out[T]:
+        whole, one = s.model.decode(states), s.model.decode(tree.index(states, (slice(None), 2)))
+    if not whole:
         raise Skip("decode returns nothing")
-    for time_, pictures in out.items():
-        lead = (B, time_) if time_ else (B,)
+    for lead, pictures in (((B, T), whole), ((B,), one)):
         for key, x in pictures.items():
             array = s.spec.obs.get(key)
             if array is None or not array.is_image:
@@ -198,7 +198,7 @@ def decodes(s: Subject) -> str:
                     f"decode: {key!r} lies between {float(x.min()):.3g} and {float(x.max()):.3g}, expected [0, 1]; "
                     f"clamp it, or use a sigmoid"
                 )
-    return modules.listed(out[T])
+    return modules.listed(whole)
 
 
 def remembers(s: Subject) -> str:
@@ -311,7 +311,7 @@ def speed(s: Subject) -> str:
     return f"{rows} rows: observe {act:,.0f}, step {imagine:,.0f} per second"
 
 
-def rate(call: Any, device: torch.device | str, seconds: float = 0.1) -> float:
+def rate(call: Callable[[], Any], device: torch.device | str, seconds: float = 0.1) -> float:
     """Calls per second, measured for a moment after one call to warm up."""
     call()
     _wait(device)
