@@ -65,6 +65,7 @@ def learning_curves(task: str, scores: str, lines: Sequence[tuple[Line, Curve]],
         axes.plot(x, np.where(beside, y, np.nan), linewidth=0.9, **style)
         if np.isfinite(y).sum() == 1:
             axes.plot(x, y, marker="o", color=line.colour)
+            axes.vlines(x, interval.low[within], interval.high[within], color=line.colour, linewidth=2, alpha=0.5)
     axes.set_xlim(0, last)
     axes.set_xlabel("environment frames")
     axes.set_ylabel("return (mean and 95 % interval over seeds)")

@@ -197,13 +197,13 @@ class _Draft:
             return False
         first = entries[0][1]
         show_scale = task.scale is not None and task.benchmark.startswith("atari")
-        rows = []
+        form, rows = _form(max(float(np.abs(scores).max()) for _, scores, _ in entries)), []
         for label, scores, _ in entries:
             better = float(stats.probability_of_improvement([first], [scores]))
             row = [
-                label, Cell(len(scores)), Cell(_interval(stats.bootstrap(stats.mean, [scores]), "{:,.1f}")),
-                Cell(f"{stats.iqm([scores]):,.1f}"), Cell(f"{np.median(scores):,.1f}"),
-                Cell(f"{scores.min():,.1f} to {scores.max():,.1f}"),
+                label, Cell(len(scores)), Cell(_interval(stats.bootstrap(stats.mean, [scores]), form)),
+                Cell(form.format(float(stats.iqm([scores])))), Cell(form.format(np.median(scores))),
+                Cell(f"{form.format(scores.min())} to {form.format(scores.max())}"),
             ]
             row += [Cell(f"{compare.normalised(scores, task).mean():.3f}")] if show_scale else []
             rows.append([*row, Cell("" if scores is first else f"{better:.2f}")])
@@ -248,8 +248,8 @@ class _Draft:
         if images or left_out:
             self.parts.append(page.heading(2, "Dreams"))
             self.parts.append(page.paragraph(
-                "Truth above, the model in the middle, the error below. The first half of each video is observed "
-                "(the model reconstructs), the second half is dreamed from the actions alone."
+                "Truth above, the model in the middle, its error below. In a green frame the model is shown the truth "
+                "and reconstructs; in a red one it goes on from the actions alone."
             ))
             self.parts.append(page.pictures(images))
         if left_out:
@@ -326,6 +326,11 @@ def _interval(interval: stats.Interval, form: str) -> str:
     """"0.45 [0.31, 0.60]"; the point alone where the interval is one."""
     point, low, high = (form.format(float(x)) for x in (interval.point, interval.low, interval.high))
     return point if low == high else f"{point} [{low}, {high}]"
+
+
+def _form(largest: float) -> str:
+    """How to write scores up to this size: about four digits, at least one of them after the point."""
+    return "{:,.1f}" if largest >= 100 else "{:,.2f}" if largest >= 10 else "{:,.3f}"
 
 
 def _few(suite: Suite, most: int = 3) -> dict[int, Line]:
