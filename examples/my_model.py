@@ -76,7 +76,7 @@ class MyModel(nn.Module):
         self.enter = _mlp(c.latent + spec.action.size, c.units, c.units)
         self.gru = nn.GRUCell(c.units, c.memory)
         self.prior = _mlp(c.memory, c.units, 2 * c.latent)
-        self.posterior = _mlp(c.memory + self.encoder.out_dim, c.units, 2 * c.latent)
+        self.posterior = _mlp(c.memory + int(self.encoder.out_dim), c.units, 2 * c.latent)
         self.reward = _mlp(self.feature_dim, c.units, 1)
         self.continues = _mlp(self.feature_dim, c.units, 1)
 
