@@ -63,13 +63,13 @@ def _forward(
     )
     if tl.program_id(1) == 0:
         # of a sequence shorter than the window, the rest of the state stays
-        row = tl.arange(0, ROWS).to(tl.int64)
-        own = tl.load(segments + b * L + L - 1) == 0
-        kept = _extended(x, state, b, row, d, L, D, x_b, x_l, inside_d, W)
-        is_rest = (row >= L) & (row < W - 1)
+        old = tl.arange(0, ROWS).to(tl.int64)
+        has_no_reset = tl.load(segments + b * L + L - 1) == 0
+        rest = tl.where(has_no_reset, _extended(x, state, b, old, d, L, D, x_b, x_l, inside_d, W), 0.0)
+        is_rest = (old >= L) & (old < W - 1)
         tl.store(
-            final + (b * (W - 1) + (row - L)[:, None]) * D + d[None, :],
-            tl.where(own, kept, 0.0).to(final.dtype.element_ty), mask=is_rest[:, None] & inside_d[None, :],
+            final + (b * (W - 1) + (old - L)[:, None]) * D + d[None, :], rest.to(final.dtype.element_ty),
+            mask=is_rest[:, None] & inside_d[None, :],
         )
 
 

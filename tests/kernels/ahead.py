@@ -1,8 +1,8 @@
-"""Compile every Triton kernel of the room for an NVIDIA GPU that need not be here: ``python -m tests.kernels.ahead``.
+"""Compile Triton kernels for an NVIDIA GPU that need not be here: ``python -m tests.kernels.ahead ssd_scan``.
 
-The operations are called on CPU tensors of realistic shapes, and each launch compiles its kernel with the arguments it
-got and runs nothing. What the interpreter forgives shows here: types, tiles below 16, layouts, shared memory. Prints a
-JSON row per launch: kernel, target, registers spilled (bytes), shared memory (bytes).
+The cases of the benchmarks are called on CPU tensors; each launch compiles its kernel for the arguments it got, and
+runs nothing. What the interpreter forgives shows here: types, tiles below 16, layouts, shared memory. Prints a JSON row
+per kernel and kind of arguments: bytes of registers spilled, bytes of shared memory.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def spilled(cubin: bytes) -> int:
 class Compiler:
     """Stands in for the launch of a kernel."""
 
-    def __init__(self, capabilities: list[int]) -> None:
-        self.capabilities, self.rows, self.seen = capabilities, [], set()
+    def __init__(self, capability: int) -> None:
+        self.capability, self.seen = capability, set()
 
     def launch(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         import triton
@@ -75,36 +75,36 @@ class Compiler:
         if key in self.seen:
             return
         self.seen.add(key)
-        for capability in self.capabilities:
-            source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
-            done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-            if done.metadata.shared > SHARED[capability]:
-                raise MemoryError(f"{kernel.__name__} needs {done.metadata.shared} bytes of shared memory")
-            row = {
-                "kernel": f"{kernel.fn.__module__}.{kernel.__name__}", "target": f"sm_{capability}",
-                "spilled": spilled(done.asm["cubin"]), "shared": done.metadata.shared,
-            }
-            self.rows.append(row)
-            print(json.dumps(row), flush=True)
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attrs)
+        done = triton.compile(source, target=GPUTarget("cuda", self.capability, 32), options=options)
+        if done.metadata.shared > SHARED[self.capability]:
+            raise MemoryError(f"{kernel.__name__} needs {done.metadata.shared} bytes of shared memory")
+        name = f"{kernel.fn.__module__.removeprefix('worldmodel.kernels.')}.{kernel.__name__}"
+        row = {"kernel": name, "spilled": spilled(done.asm["cubin"]), "shared": done.metadata.shared}
+        print(json.dumps(row | {"arguments": signature}), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--capability", type=int, nargs="+", default=[90])
-    parser.add_argument("--cases", nargs="+", default=["tests.kernels.ahead_cases"], help="modules with CASES")
+    parser.add_argument("kernels", nargs="+", help="folders of kernels/")
+    parser.add_argument("--capability", type=int, default=90, choices=SHARED)
+    parser.add_argument("--first", type=int, help="only so many cases of each")
     args = parser.parse_args()
     from triton.runtime.jit import JITFunction
 
-    from worldmodel.kernels import dispatch
+    from worldmodel.kernels import dispatch, passes
 
     assert os.environ.get("TRITON_INTERPRET") != "1", "the interpreter compiles nothing"
     compiler = Compiler(args.capability)
     JITFunction.run = lambda kernel, *args, **kwargs: compiler.launch(kernel, *args, **kwargs)  # type: ignore[method-assign]
     dispatch.INTERPRETS = True
+    dispatch.implementations = lambda call, device: {"triton": call}
+    passes.dtypes = lambda device: (torch.bfloat16, torch.float32)
     with dispatch.using("triton"):
-        for module in args.cases:
-            for case in importlib.import_module(module).CASES:
-                case()
+        for kernel in args.kernels:
+            cases = importlib.import_module(f"worldmodel.kernels.{kernel}.bench").cases(torch.device("cpu"))
+            for calls in list(cases.values())[: args.first]:
+                calls["triton"]()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+"""Every sequence kernel compiles for a GPU that is not here, types, tiles and shared memory included."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OPERATIONS = ("causal_conv1d", "selective_scan", "ssd_scan", "ssd_step")
+COMPILED = {
+    "causal_conv1d.triton._forward", "causal_conv1d.triton._backward_kernel",
+    "selective_scan.triton._forward", "selective_scan.triton._backward_kernel",
+    "ssd_scan.triton._chunks", "ssd_scan.triton._chunks_backward",
+    "ssd_scan.triton._steps", "ssd_scan.triton._steps_backward", "reduce._sum_both",
+}
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_an_h100() -> None:
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.ahead", *OPERATIONS, "--first", "2"],
+        cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True, check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["kernel"] for row in rows} == COMPILED
+    assert all(row["spilled"] <= 256 for row in rows), rows
