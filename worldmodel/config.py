@@ -69,12 +69,14 @@ def read_document(run_dir: Path) -> dict[str, Any]:
     Raises: UserError when it is not a run folder, CheckpointError when the file is damaged.
     """
     path = Path(run_dir) / CONFIG
-    if not path.is_file():
-        raise UserError(
-            f"{run_dir} is not a run folder: it has no {CONFIG}; give the --run-dir of a `worldmodel train`"
-        )
     try:
         document = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(
+            f"{run_dir} is not a run folder: it has no {CONFIG}; give the --run-dir of a `worldmodel train`"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it from a copy") from error
     if not isinstance(document, dict) or not isinstance(document.get("run"), dict):

@@ -16,7 +16,7 @@ import torch
 from worldmodel import config as configs
 from worldmodel.config import Run
 from worldmodel.envs.pool import make_pool
-from worldmodel.errors import EnvError, StorageError, UserError
+from worldmodel.errors import DivergenceError, EnvError, StorageError, UserError
 from worldmodel.protocols import EnvPool
 from worldmodel.replay.ring import make_replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
@@ -25,7 +25,7 @@ from worldmodel.train.display import Display
 from worldmodel.train.evaluate import Evaluator, Scores
 from worldmodel.train.evaluate import evaluate as evaluate_agent
 from worldmodel.train.lock import RunLock
-from worldmodel.train.log import Logger
+from worldmodel.train.log import BEGINNING, Logger
 from worldmodel.train.loop import Output, Summary, Trainer, restore_agent
 from worldmodel.train.manifest import provenance
 from worldmodel.train.restore import MANIFEST
@@ -34,19 +34,21 @@ from worldmodel.trained import Trained
 
 Say = Callable[[str], None]
 
+_PART = f".{configs.CONFIG}."
+"""How names of half-written ones begin."""
+
 
 def start(
     run: Run, run_dir: Path, *, preset: str = "", preset_args: dict[str, Any] | None = None, live: bool | None = None
 ) -> Summary:
     """Train in a new folder. A run that fails before it has anything to keep leaves nothing there.
 
-    Raises: UserError when the folder holds anything already.
+    The same run, given again to the folder in which it was killed before its first checkpoint, begins afresh.
+
+    Raises: UserError when the folder holds anything else.
     """
     run_dir = Path(run_dir)
-    if run_dir.exists() and any(p.name != "lock" for p in run_dir.iterdir()):
-        raise UserError(
-            f"{run_dir} exists and is not empty; go on with `worldmodel resume {run_dir}` or give another --run-dir"
-        )
+    again = _may_begin_again(run_dir, run)
     with _new_folder(run_dir), RunLock(run_dir), _false_start(run_dir):
         document = {
             "id": uuid.uuid4().hex[:16],
@@ -54,7 +56,7 @@ def start(
             "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
         }
         _write_document(run_dir, document)
-        return _train(run, run_dir, live=live)
+        return _train(run, run_dir, live=live, again=again)
 
 
 def resume(
@@ -156,8 +158,10 @@ def pick_threads(run: Run) -> int:
 
 def _write_document(run_dir: Path, document: dict[str, Any]) -> None:
     """Write config.json so that at every moment there is the old one or the new one, whole."""
-    path, part = run_dir / configs.CONFIG, run_dir / f".{configs.CONFIG}.{os.getpid()}"
+    path, part = run_dir / configs.CONFIG, run_dir / f"{_PART}{os.getpid()}"
     try:
+        for left in run_dir.glob(f"{_PART}*"):  # by a process that was killed here
+            left.unlink()
         with part.open("w") as file:
             file.write(json.dumps(document, indent=2) + "\n")
             file.flush()
@@ -174,6 +178,31 @@ def _write_document(run_dir: Path, document: dict[str, Any]) -> None:
 def _checkpoints(run_dir: Path, keep: int = 2) -> Checkpoints:
     """Those of the run that config.json describes; what another run left there is passed over."""
     return Checkpoints(run_dir / "checkpoints", keep=keep, run_id=str(configs.read_document(run_dir).get("id", "")))
+
+
+def _may_begin_again(run_dir: Path, run: Run) -> bool:
+    """Whether the folder holds this very run, ended before its first checkpoint; False for a new or empty folder.
+
+    Raises: UserError for a folder that holds anything else.
+    """
+    try:
+        names = {path.name for path in run_dir.iterdir() if not path.name.startswith(_PART)} - {"lock"}
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(f"cannot use {run_dir} as a run folder: {error.strerror}; give another --run-dir") from error
+    if not names:
+        return False
+    if configs.CONFIG not in names or _checkpoints(run_dir).candidates():
+        raise UserError(
+            f"{run_dir} exists and is not empty; go on with `worldmodel resume {run_dir}` or give another --run-dir"
+        )
+    if configs.read_document(run_dir)["run"] != configs.to_json(run):
+        raise UserError(
+            f"{run_dir} holds a run with other settings, which ended before its first checkpoint; delete the folder or "
+            f"give another --run-dir"
+        )
+    return True
 
 
 @contextlib.contextmanager
@@ -206,7 +235,8 @@ def _false_start(run_dir: Path) -> Iterator[None]:
 
 
 def _train(
-    run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say], Checkpoint] | None = None
+    run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say], Checkpoint] | None = None,
+    again: bool = False,
 ) -> Summary:
     device = pick_device(run.device)
     threads = pick_threads(run)
@@ -244,6 +274,9 @@ def _train(
             config=run.train, batch_steps=run.replay.batch_size * run.replay.length, seed=run.seed,
             interrupted=stack.enter_context(GracefulExit()),
         )
+        if again:
+            logger.rewind(BEGINNING)
+            display.message(f"{run_dir}: this run ended before its first checkpoint and begins afresh")
         if checkpoint is not None:
             display.message(f"{checkpoint.path}: {trainer.load(checkpoint)}")
         try:
@@ -251,3 +284,5 @@ def _train(
         except EnvError:
             trainer.save_broken()
             raise
+        except DivergenceError as error:
+            raise DivergenceError(f"{error}; {trainer.dump()}") from error

@@ -191,10 +191,10 @@ def test_where_every_checkpoint_is_damaged_each_is_named_and_nothing_is_touched(
     how: str, command: str, run_dir: Path, told: Told
 ) -> None:
     for step in (20, 40):
-        damage(next((checkpoint(run_dir, step) / "replay").rglob("*.safetensors")), how)
+        damage(checkpoint(run_dir, step) / "agent_model.safetensors", how)
     before = contents(run_dir / "checkpoints")
     answer = told([command, str(run_dir)])
-    assert "none of the 2 checkpoints" in answer and "000000000020/replay" in answer and "000000000040" in answer
+    assert "none of the 2 checkpoints" in answer and "000000000020/agent_model" in answer and "000000000040" in answer
     assert contents(run_dir / "checkpoints") == before
 
 

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -16,6 +17,7 @@ from worldmodel.envs.batched import BatchedRows
 from worldmodel.envs.host import Failure, Host
 from worldmodel.envs.processes import ProcessRows
 from worldmodel.envs.rows import SerialRows, explain_build
+from worldmodel.envs.watchdog import Watchdog
 from worldmodel.errors import DivergenceError, EnvError
 from worldmodel.specs import ActionSpec, BatchStep, BuildsBatch, EnvConfig, EnvSpec
 from worldmodel.types import Step
@@ -46,8 +48,13 @@ class Engine(Protocol):
 class Pool:
     """``protocols.EnvPool`` over any engine. Made by :func:`make_pool`."""
 
-    def __init__(self, engine: Engine, *, kind: Literal["serial", "process", "batched"], choice: str) -> None:
+    def __init__(
+        self, engine: Engine, *, kind: Literal["serial", "process", "batched"], choice: str,
+        watch: Watchdog | None = None,
+    ) -> None:
+        """Args: watch: open while environments are stepped or reset."""
         self._engine = engine
+        self._watch: Watchdog | nullcontext[None] = watch if watch is not None else nullcontext()
         self.kind: Literal["serial", "process", "batched"] = kind
         self.choice: str = choice
         """Why it is this kind, in a sentence, with the measured step time."""
@@ -66,7 +73,8 @@ class Pool:
         Raises:
             EnvError: an environment fails in its very first reset, or too often.
         """
-        return _to_step(self._engine.reset(int(seed)))
+        with self._watch:
+            return _to_step(self._engine.reset(int(seed)))
 
     def step(self, action: Tensor) -> Step:
         """(N, A) float32 on any device; rows whose last step was ``is_last`` are reset instead.
@@ -87,7 +95,8 @@ class Pool:
                 f"the agent chose actions that are not finite for environments {rows} of {self.spec.name}: "
                 f"{array[rows[0]].tolist()}; lower the learning rate and resume from the last checkpoint"
             )
-        return _to_step(self._engine.step(array))
+        with self._watch:
+            return _to_step(self._engine.step(array))
 
     def render(self, index: int = 0) -> np.ndarray | None:
         """uint8 (h, w, 3) of environment ``index``, or None where it has no picture."""
@@ -108,6 +117,8 @@ class Pool:
 
     def close(self) -> None:
         """End all environments; more than once does nothing. With processes always within 5 seconds."""
+        if isinstance(self._watch, Watchdog):
+            self._watch.close()
         self._engine.close()
 
 
@@ -121,7 +132,8 @@ def make_pool(
         kind: "serial": one after the other in this process. "process": each in a process of its own. "batched": one
             vectorised object, where the environment offers it (``specs.BuildsBatch``). "auto": batched where offered,
             else by the measured time of a step.
-        timeout: seconds after which a worker that does not answer counts as hung ("process" only).
+        timeout: seconds after which a worker that does not answer counts as hung and is replaced ("process"); an
+            environment in this process can only be told of ("serial" and "batched").
         max_restarts: faults that each environment is forgiven within 300 s, see ``worldmodel.envs.rows``.
         on_event: is told, in a sentence each, of the choice of kind, restarts and fallbacks.
 
@@ -154,7 +166,15 @@ def make_pool(
         engine = SerialRows(config, num_envs, max_restarts=max_restarts, say=say)
     if kind == "auto":
         say(choice)
-    return Pool(engine, kind=chosen, choice=choice)
+    watch = None if chosen == "process" else Watchdog(timeout, say, _hung(config, timeout))
+    return Pool(engine, kind=chosen, choice=choice, watch=watch)
+
+
+def _hung(config: EnvConfig, timeout: float) -> str:
+    return (
+        f"{config.name} has not answered for {timeout:g} s; it runs in this process, which can only wait: two Ctrl-C "
+        f"end the run, and --train.pool process replaces an environment that hangs"
+    )
 
 
 def _choose(config: EnvConfig, num_envs: int) -> tuple[Literal["serial", "process", "batched"], str]:

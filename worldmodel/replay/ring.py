@@ -107,7 +107,7 @@ class RingReplay:
         """
         slot = self._count % self.storage.slots
         if self._count and (step.is_first.is_cuda or bool(step.is_first.any())):
-            self._cut_abandoned(step.is_first)
+            self._end_episodes((self._count - 1) % self.storage.slots, step.is_first)
         self._put_all("obs/", self._obs_keys, step.obs, slot)
         if memory:
             self._put_all("memory/", self._memory_keys, memory, slot)
@@ -149,16 +149,15 @@ class RingReplay:
         else:
             self.storage.put("action", slot, action.float().masked_fill(is_last[:, None], 0))
 
-    def _cut_abandoned(self, is_first: Tensor) -> None:
-        """End the previous step's episode where a new one begins; where it had ended already, nothing changes."""
-        previous = (self._count - 1) % self.storage.slots
-        is_first = self.storage.bring(is_first)
-        self.storage.at("is_last", previous).logical_or_(is_first)
-        action = self.storage.at("action", previous)
+    def _end_episodes(self, slot: int, where: Tensor) -> None:
+        """Let the episodes of ``where`` (N,) end in ``slot``, not terminal; where they ended there, nothing changes."""
+        where = self.storage.bring(where)
+        self.storage.at("is_last", slot).logical_or_(where)
+        action = self.storage.at("action", slot)
         if self._action.kind == "discrete":
-            action.masked_fill_(is_first, self._action.size)
+            action.masked_fill_(where, self._action.size)
         else:
-            action.masked_fill_(is_first[:, None], 0)
+            action.masked_fill_(where[:, None], 0)
 
     def _queue_fresh(self) -> None:
         """Fresh sequences start at steps 1, 1+T, 1+2T, ...: step 0 can only be a context."""
@@ -251,7 +250,8 @@ class RingReplay:
     def write_back(self, batch: Batch, update: Update) -> None:
         """Store fresh memory (B, T, ...) and priorities (B, T) over the steps of ``batch``.
 
-        Steps overwritten since are skipped; where sequences of the batch overlap, the last row wins.
+        Steps overwritten since are skipped, and those whose memory is not finite; where sequences of the batch overlap,
+        the last row wins.
 
         Raises:
             ValueError: ``batch`` has no index, or memory differs from the spec.
@@ -260,15 +260,18 @@ class RingReplay:
             raise ValueError("write_back needs batch.index, got None; pass a batch that sample() returned")
         if not update.memory and update.priority is None:
             return
-        rows = self._targets(self.storage.bring(batch.index))
-        latest = latest_of_equal(rows)
         if update.memory and sorted(update.memory) != [name.removeprefix("memory/") for name in self._memory_keys]:
             known = [name.removeprefix("memory/") for name in self._memory_keys]
             raise ValueError(f"write_back needs memory for {known}, got {sorted(update.memory)}")
+        rows = self._targets(self.storage.bring(batch.index))
         for key, value in update.memory.items():
-            name = f"memory/{key}"
-            self._check_memory(name, value, batch.index.shape[0])
-            self.storage.write(name, rows, value.detach().flatten(0, 1), latest)
+            self._check_memory(f"memory/{key}", value, batch.index.shape[0])
+            if value.is_floating_point():
+                finite = torch.isfinite(value.detach()).reshape(rows.shape[0], -1).all(-1)
+                rows = torch.where(self.storage.bring(finite), rows, self.storage.bin)
+        latest = latest_of_equal(rows)
+        for key, value in update.memory.items():
+            self.storage.write(f"memory/{key}", rows, value.detach().flatten(0, 1), latest)
         if update.priority is not None:
             priority = self.storage.bring(update.priority.detach().float().flatten())
             self._sampler.update(rows, priority.index_select(0, latest))
@@ -335,26 +338,40 @@ class RingReplay:
         """
         self._segments.save(folder, previous, self.window, self._sampler.per_step, self._counters())
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, *, salvage: bool = False) -> int:
         """Replace all content by what ``folder`` holds; ``sample`` then goes on bit for bit.
 
         The number of environments and the spec must be those of the saved run. The capacity may differ (of a larger
         ring the newest steps are kept), so may the sampler and the sequence length: then draws differ from the saved
         run's, and after a change of length the queue of fresh sequences starts empty.
 
+        Args:
+            salvage: leave out segments that are damaged. The others close up towards the newest: where steps are
+                missing, an episode ends (not terminal) and another begins; the queue of fresh sequences starts empty.
+
+        Returns:
+            The number of steps left out.
+
         Raises:
             CheckpointError: missing, damaged, or of another spec; the buffer must not be used afterwards.
         """
-        saved, low = self._segments.load(folder, self._sampler.per_step)
-        counters = saved["counters"]
-        self._count, self._origin = saved["last"], low
+        loaded = self._segments.load(folder, self._sampler.per_step, salvage=salvage)
+        counters = loaded.saved["counters"]
+        self._count, self._origin = loaded.saved["last"], loaded.low
+        everywhere = torch.ones(self.num_envs, dtype=torch.bool)
+        for step in loaded.seams:
+            slot = step % self.storage.slots
+            self._end_episodes((step - 1) % self.storage.slots, everywhere)
+            self.storage.at("is_first", slot).fill_(True)
+            self.storage.at("reward", slot).zero_()
         window = self.window
         self._fresh = deque((env, start) for env, start in counters["fresh"])
-        if counters["length"] != self.config.length or not self._online_rows:
+        if counters["length"] != self.config.length or not self._online_rows or loaded.lost:
             self._fresh.clear()
         self._rng.bit_generator.state = counters["rng"]
         known = counters["sampler_name"] == self.config.sampler
         self._sampler.restore(counters["sampler"] if known else {}, window)
+        return loaded.lost * self.num_envs
 
     def _counters(self) -> dict[str, Any]:
         return {

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,20 @@ def fingerprint(spec: EnvSpec, storage: Storage) -> dict[str, Any]:
         "action": f"{spec.action.kind} {spec.action.size}",
         "columns": {name: f"{column.dtype} {list(column.shape)}" for name, column in storage.columns.items()},
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What :meth:`Segments.load` found."""
+
+    saved: dict[str, Any]
+    """replay.json."""
+    low: int
+    """Oldest step now held."""
+    lost: int
+    """Steps per environment in segments that were damaged."""
+    seams: list[int]
+    """Steps before which some are missing, in the numbers of now."""
 
 
 class Segments:
@@ -94,8 +109,11 @@ class Segments:
         }
         (folder / "replay.json").write_text(json.dumps(saved, indent=1) + "\n")
 
-    def load(self, folder: Path, per_step: Mapping[str, Tensor]) -> tuple[dict[str, Any], int]:
-        """Fill the storage and ``per_step`` from ``folder``; returns replay.json and the oldest step now held.
+    def load(self, folder: Path, per_step: Mapping[str, Tensor], *, salvage: bool = False) -> Loaded:
+        """Fill the storage and ``per_step`` from ``folder``.
+
+        Args:
+            salvage: leave damaged segments out, and move what is older towards what is newer over the gap.
 
         Raises:
             CheckpointError: missing, damaged, or not of this storage's fingerprint.
@@ -110,23 +128,33 @@ class Segments:
         if missing:
             raise CheckpointError(f"{folder / 'replay.json'} is damaged: it lacks {missing}; use an older checkpoint")
         self._check(folder, saved["fingerprint"])
-        low = max(saved["first"], saved["last"] - self._storage.slots)
+        gaps = _damaged(folder, saved) if salvage else []
+        lost = sum(last - first for first, last in gaps)
+        low = max(saved["first"] + lost, saved["last"] - self._storage.slots)
         self._final = {}
         for kind in ("steps", "memory"):
             covered = saved["first"]
             needed = bool(saved[kind]) or kind == "steps" or any(n.startswith("memory/") for n in self._storage.columns)
             for entry in saved[kind]:
-                self._read(folder, entry, low, saved["last"], per_step)
+                shift = _lost_after(gaps, entry["first"])
+                if (entry["first"], entry["last"]) not in gaps:
+                    moved = {**entry, "first": entry["first"] + shift, "last": entry["last"] + shift}
+                    self._read(folder, moved, low, saved["last"], per_step)
                 if entry["first"] > covered:
                     break
                 covered = entry["last"]
                 k = entry["first"] // self._span
-                if kind == "steps" and saved["span"] == self._span and saved["last"] > (k + 1) * self._span:
+                is_full = saved["span"] == self._span and saved["last"] > (k + 1) * self._span
+                if kind == "steps" and is_full and not shift:
                     self._final[k] = entry
             if needed and covered < saved["last"]:
                 path = folder / "replay.json"
                 raise CheckpointError(f"{path} lists no {kind} file for step {covered}; use an older checkpoint")
-        return saved, low
+        seams = [s for s in (last + _lost_after(gaps, last) for _, last in gaps) if low < s < saved["last"]]
+        # what lies behind a seam changes there, and is no longer what its file holds
+        changed = {*gaps, *((e["first"], e["last"]) for e in saved["steps"] if e["first"] in seams)}
+        self._final = {k: e for k, e in self._final.items() if (e["first"], e["last"]) not in changed}
+        return Loaded(saved=saved, low=low, lost=lost, seams=seams)
 
     def _check(self, folder: Path, given: dict[str, Any]) -> None:
         def flat(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,6 +199,21 @@ def _entries(previous: Path | None) -> dict[str, dict[str, Any]]:
         return {entry["file"]: entry for entry in _read_json(previous / "replay.json")["steps"]}
     except (CheckpointError, KeyError):
         return {}
+
+
+def _damaged(folder: Path, saved: dict[str, Any]) -> list[tuple[int, int]]:
+    """[first, last) of the segments that have a file missing, cut short or changed."""
+    gaps: set[tuple[int, int]] = set()
+    for entry in (*saved["steps"], *saved["memory"]):
+        try:
+            _read_tensors(folder / entry["file"], entry)
+        except CheckpointError:
+            gaps.add((entry["first"], entry["last"]))
+    return sorted(gaps)
+
+
+def _lost_after(gaps: list[tuple[int, int]], step: int) -> int:
+    return sum(last - first for first, last in gaps if first >= step)
 
 
 def _share(folder: Path, previous: Path | None, entry: dict[str, Any]) -> bool:

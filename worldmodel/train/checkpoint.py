@@ -111,7 +111,9 @@ class Checkpoints:
         return path
 
     def latest(self, *, verify: bool = True, on_skip: Callable[[str], None]) -> Checkpoint:
-        """The newest valid checkpoint.
+        """The newest valid checkpoint; where there is none, the newest that is damaged in sub-folders alone.
+
+        Checkpoints share the old files of replay, so one bad sector can be in all of them.
 
         Args:
             verify: compare the SHA-256 of every file (about 1.5 GB/s), not just presence and size.
@@ -132,13 +134,21 @@ class Checkpoints:
                 self._trusted = found
                 return found
         if not failures:
-            raise CheckpointError(f"no checkpoint in {self.folder}; start a new run, or name one that has saved")
+            raise CheckpointError(
+                f"no checkpoint in {self.folder}: the run ended before its first; give its `worldmodel train` again, "
+                f"with the same options and --run-dir, and it begins afresh"
+            )
+        for path in self.candidates():
+            with contextlib.suppress(CheckpointError):
+                found = self.open(path, verify=verify, salvage=True)
+                on_skip(f"no checkpoint is whole; going on from {path} without what is damaged in its sub-folders")
+                return found
         listed = "; ".join(failures)
         raise CheckpointError(f"none of the {len(failures)} checkpoints in {self.folder} is valid: {listed}")
 
-    def open(self, path: Path, *, verify: bool = True) -> Checkpoint:
+    def open(self, path: Path, *, verify: bool = True, salvage: bool = False) -> Checkpoint:
         """One checkpoint of this run. Raises: CheckpointError where it is damaged, or of another run."""
-        found = open_checkpoint(path, verify=verify)
+        found = open_checkpoint(path, verify=verify, salvage=salvage)
         theirs = found.meta.get("run_id", "")
         if self.run_id and theirs and theirs != self.run_id:
             raise CheckpointError(

@@ -13,6 +13,10 @@ import torch
 from worldmodel.protocols import Agent, EnvPool
 
 
+class Interrupted(Exception):
+    """An evaluation was asked to stop before its last episode ended."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """What a number of whole episodes gave."""
@@ -43,12 +47,15 @@ class Scores:
 
 
 def evaluate(
-    agent: Agent[Any], pool: EnvPool, *, episodes: int, explore: bool, seed: int, film: bool = False
+    agent: Agent[Any], pool: EnvPool, *, episodes: int, explore: bool, seed: int, film: bool = False,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Scores:
     """Run ``episodes`` whole episodes; the same seed gives the same episodes (common random numbers).
 
     Every environment contributes a fixed quota (the first ceil or floor of episodes / N), so that short episodes are
     not counted more often than long ones. ``film`` keeps the pictures of environment 0's first episode.
+
+    Raises: Interrupted as soon as ``is_over()``.
     """
     n = pool.num_envs
     quota = np.array([episodes // n + (i < episodes % n) for i in range(n)])
@@ -58,6 +65,8 @@ def evaluate(
     lengths: list[list[int]] = [[] for _ in range(n)]
     pictures: list[np.ndarray] = []
     while (done < quota).any():
+        if is_over():
+            raise Interrupted
         if film and done[0] == 0 and (picture := pool.render(0)) is not None:
             pictures.append(picture)
         action, carry = agent.act(carry, step, explore=explore)
@@ -86,14 +95,17 @@ class Evaluator:
         self._make_pool, self.episodes, self.seed = make_pool, episodes, seed
         self._pool: EnvPool | None = None
 
-    def __call__(self, agent: Agent[Any]) -> dict[str, Scores]:
-        """{"mode": Scores, "sampled": Scores}; "mode" carries the pictures of one episode."""
+    def __call__(self, agent: Agent[Any], is_over: Callable[[], bool] = lambda: False) -> dict[str, Scores]:
+        """{"mode": Scores, "sampled": Scores}; "mode" carries the pictures of one episode. Raises Interrupted."""
         pool = self._pool = self._make_pool() if self._pool is None else self._pool
+
+        def by(*, explore: bool) -> Scores:
+            return evaluate(
+                agent, pool, episodes=self.episodes, explore=explore, seed=self.seed, film=not explore, is_over=is_over
+            )
+
         with torch.no_grad():
-            return {
-                "mode": evaluate(agent, pool, episodes=self.episodes, explore=False, seed=self.seed, film=True),
-                "sampled": evaluate(agent, pool, episodes=self.episodes, explore=True, seed=self.seed),
-            }
+            return {"mode": by(explore=False), "sampled": by(explore=True)}
 
     def close(self) -> None:
         """Close the environments."""

@@ -30,6 +30,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from worldmodel.errors import StorageError, UserError
 from worldmodel.train.video import save_animation
 
+BEGINNING = {"metrics.jsonl": 0, "scores.jsonl": 0, "step": -1}
+"""The :meth:`Logger.position` of a run that has not begun."""
 _BACKLOG = 10_000
 _LARGEST_PICTURE = 4 << 20
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -56,7 +58,7 @@ class Logger:
         self._warn = warn
         self._warned: set[str] = set()
         self._last_step = -1
-        self._lines = {name: _Lines(self.run_dir / name) for name in ("metrics.jsonl", "scores.jsonl")}
+        self._lines = {name: _Lines(self.run_dir / name) for name in BEGINNING if name != "step"}
         self._events = _Events(self.run_dir / "tensorboard")
         self._wandb = _start_wandb(wandb, self.run_dir, config) if wandb else None
 

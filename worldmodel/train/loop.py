@@ -16,7 +16,8 @@ from worldmodel.protocols import Agent, EnvPool, Replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.config import TrainConfig
 from worldmodel.train.display import Display, Facts
-from worldmodel.train.evaluate import Evaluator, Scores
+from worldmodel.train.diverged import dump, non_finite
+from worldmodel.train.evaluate import Evaluator, Interrupted, Scores
 from worldmodel.train.log import Logger
 from worldmodel.train.meter import Clock, Episodes, Meter
 from worldmodel.train.pictures import draw_curve
@@ -74,14 +75,17 @@ class Trainer:
         self.carry: Any = agent.initial(pool.num_envs, seed=seed)
         self.step: Step | None = None
         self._saved_at = self._evaluated_at = -1
+        self._owes_evaluation = False
+        """A signal came in the middle of one: it is done again when the run goes on."""
+        self._batch: Batch | None = None
         self._marks = (time.monotonic(), 0, 0)
 
     def run(self) -> Summary:
         """Train until the steps are done, the wished-for return is reached, or a signal asks to stop."""
         start = time.monotonic()
         step = self.step if self.step is not None else self.pool.reset(self.seed)
-        reason = "steps"
-        while self.env_steps < self.config.steps:
+        reason = "return" if self._owes_evaluation and self._evaluate() else "steps"
+        while reason == "steps" and self.env_steps < self.config.steps:
             with self.clock("act"):
                 action, self.carry = self.agent.act(self.carry, step, explore=True)
             with self.clock("replay"):
@@ -104,6 +108,8 @@ class Trainer:
                 break
         if reason == "steps" and self._evaluated_at != self.env_steps:
             self._evaluate()
+        if self._owes_evaluation:
+            reason = "signal"
         if reason != "signal" and self.meter.is_waiting:
             self._log()
         self.save()
@@ -114,7 +120,7 @@ class Trainer:
 
     def _learn(self) -> None:
         with self.clock("sample"):
-            batch: Batch = self.replay.sample()
+            batch = self._batch = self.replay.sample()
         with self.clock("learn"):
             update: Update = self.agent.learn(batch)
         with self.clock("replay"):
@@ -178,9 +184,13 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Evaluate, film, dream; True when the wished-for return is reached."""
-        with self.clock("evaluate"):
-            self.scores = self.evaluator(self.agent)
-        self._evaluated_at = self.env_steps
+        try:
+            with self.clock("evaluate"):
+                self.scores = self.evaluator(self.agent, lambda: self.interrupted.requested is not None)
+        except Interrupted:
+            self._owes_evaluation = True
+            return False
+        self._owes_evaluation, self._evaluated_at = False, self.env_steps
         for kind, scores in self.scores.items():
             summary = scores.summary()
             self.out.logger.score(
@@ -230,13 +240,18 @@ class Trainer:
 
     def save(self, *, with_envs: bool = True) -> None:
         """Write a checkpoint of everything, unless this very step has one; without the environments where these are
-        broken: a resume then begins new episodes."""
+        broken: a resume then begins new episodes.
+
+        Raises: StorageError, and DivergenceError where the agent holds anything that is not finite.
+        """
         if self._saved_at == self.env_steps or self.step is None:
             return
-        agent: dict[str, dict[str, Tensor]] = {}
-        for name, x in self.agent.state_dict().items():
-            group, _, rest = name.partition("/")
-            agent.setdefault(f"agent_{group}", {})[rest] = x
+        agent = self._agent_groups()
+        if broken := non_finite(agent):
+            raise DivergenceError(
+                f"at {self.env_steps:,} decisions {len(broken)} tensors of the agent are not finite, the first is "
+                f"{broken[0]}; this is not saved, older checkpoints are intact: start a new run with a lower --agent.lr"
+            )
         envs = self.pool.get_state() if with_envs else None
         documents = {
             "trainer": {
@@ -247,6 +262,7 @@ class Trainer:
                 "recent": self.recent,
                 "logger": self.out.logger.position(),
                 "envs_cloned": envs is not None,
+                "owes_evaluation": self._owes_evaluation,
                 "threads": torch.get_num_threads(),
             },
             "envs": envs,
@@ -262,6 +278,18 @@ class Trainer:
         )
         self._saved_at = self.env_steps
         self.out.display.message(f"checkpoint: {path}")
+
+    def _agent_groups(self) -> dict[str, dict[str, Tensor]]:
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, x in self.agent.state_dict().items():
+            group, _, rest = name.partition("/")
+            groups.setdefault(f"agent_{group}", {})[rest] = x
+        return groups
+
+    def dump(self) -> str:
+        """Keep the last batch and the agent for who looks for the cause of a divergence; says where, in a sentence."""
+        folder = self.out.logger.run_dir / "diverged"
+        return dump(folder, self.env_steps, self._agent_groups(), self._batch, self.out.meta)
 
     def save_broken(self) -> None:
         """Keep what was learned when environments end the run."""
@@ -281,20 +309,19 @@ class Trainer:
         """Go on from a checkpoint; returns how exactly, as a sentence."""
         state = checkpoint.document("trainer")
         restore_agent(self.agent, checkpoint)
-        self.replay.load(checkpoint.folder("replay"))
+        lost = self.replay.load(checkpoint.folder("replay"), salvage=not checkpoint.is_whole)
         self.env_steps = self._saved_at = int(state["env_steps"])
         self.ratio.load(state["ratio"])
         self.out.logger.rewind(state["logger"])
         for every in (self.when_log, self.when_eval, self.when_save):
             every.resume(self.env_steps)
         self._marks = (time.monotonic(), self.env_steps, self.ratio.updates)
-        if not state["envs_cloned"]:
+        self._owes_evaluation = bool(state.get("owes_evaluation", False))
+        if lost or not state["envs_cloned"]:
             # fresh episodes with fresh seeds; replay marks the broken one as truncated
             self.step = self.pool.reset(self.seed + 1_000_003 * (1 + self.env_steps))
-            return (
-                "resumed statistically: these environments cannot be cloned, so their running episodes were cut "
-                "(truncated)"
-            )
+            why = f"{lost:,} damaged steps of replay are left out" if lost else "these environments cannot be cloned"
+            return f"resumed statistically: {why}, so their running episodes were cut (truncated)"
         self.step = self.pool.reset(self.seed)
         self.pool.set_state(checkpoint.document("envs"))
         self.carry = _fill(self.carry, checkpoint.tensors("carry"))

@@ -31,6 +31,8 @@ class Checkpoint:
     """What the run said about itself, with versions and wall time."""
     files: dict[str, FileEntry] = field(repr=False)
     folders: tuple[str, ...]
+    is_whole: bool = True
+    """False: files of sub-folders are damaged; who fills these checks them again, and does without."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """A group of tensors, on the CPU.
@@ -80,13 +82,16 @@ class Checkpoint:
         return self.path / f"{name}{kind}"
 
 
-def open_checkpoint(path: Path, *, verify: bool = True, unchecked: Collection[str] = ()) -> Checkpoint:
+def open_checkpoint(
+    path: Path, *, verify: bool = True, unchecked: Collection[str] = (), salvage: bool = False
+) -> Checkpoint:
     """Open one checkpoint and check it.
 
     Args:
         path: its folder.
         verify: compare the SHA-256 of every file; else presence, kind and size only.
         unchecked: names whose digest need not be compared (they were, a moment ago).
+        salvage: put up with damaged or missing tensor files in sub-folders (replay), which are most of the bytes.
 
     Raises:
         CheckpointError: not a checkpoint, of an unknown version, or damaged; the message names the file and the cause.
@@ -100,16 +105,22 @@ def open_checkpoint(path: Path, *, verify: bool = True, unchecked: Collection[st
         raise CheckpointError(f"{path} has no {MANIFEST}: not a checkpoint, or not a complete one") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST} cannot be trusted: {_cause(error)}") from error
+    is_whole = True
     for entry in manifest.files:
         try:
             _check_file(path, entry, verify and entry.name not in unchecked)
         except (OSError, ValueError, SafetensorError) as error:
+            if salvage and "/" in entry.name and entry.name.endswith(".safetensors"):
+                is_whole = False
+                continue
             raise CheckpointError(f"{path / entry.name} is damaged: {_cause(error)}") from error
     listed = {entry.name for entry in manifest.files}
     for folder in manifest.folders:
         _check_folder(path, folder, listed)
     files = {entry.name: entry for entry in manifest.files}
-    return Checkpoint(path=path, step=manifest.step, meta=manifest.meta, files=files, folders=manifest.folders)
+    return Checkpoint(
+        path=path, step=manifest.step, meta=manifest.meta, files=files, folders=manifest.folders, is_whole=is_whole
+    )
 
 
 def _check_file(root: Path, entry: FileEntry, verify: bool) -> None:
