@@ -115,7 +115,7 @@ def _step(
 
 @_step.register_fake
 def _(flat: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    return flat.new_empty(()), flat.new_empty((), dtype=torch.bool)
+    return torch.empty((), device=flat.device), torch.empty((), device=flat.device, dtype=torch.bool)
 
 
 def step(

@@ -14,7 +14,9 @@ from worldmodel.kernels import dispatch
 def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
         out = allocate(*args, **kwargs)
-        return out.fill_(torch.nan) if out.is_floating_point() else out.fill_(torch.iinfo(out.dtype).min)
+        if out.is_floating_point():
+            return out.fill_(torch.nan)
+        return out.fill_(True if out.dtype == torch.bool else torch.iinfo(out.dtype).min)
 
     return poisoned
 
