@@ -79,7 +79,7 @@ def uses(found: dict[str, Finding]) -> dict[str, str]:
     backend = gl.found.partition(",")[0]
     return {
         "device": "cuda" if found["CUDA"].status == "ok" else "cpu",
-        "threads": f"{cores()}, unless --train.threads says otherwise",
+        "threads": f"up to {cores()}, as many as updates are fastest with, unless --train.threads says otherwise",
         "DMC pixels": f"gl ({backend}), gl-fast or ray" if gl.status == "ok" else "ray, which needs no OpenGL",
     }
 

@@ -17,7 +17,7 @@ from worldmodel import config as configs
 from worldmodel.config import Run
 from worldmodel.envs.pool import make_pool
 from worldmodel.errors import DivergenceError, EnvError, StorageError, UserError
-from worldmodel.protocols import EnvPool
+from worldmodel.protocols import Agent, EnvPool
 from worldmodel.replay.ring import make_replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.compile import accelerate
@@ -30,6 +30,7 @@ from worldmodel.train.loop import Output, Summary, Trainer, restore_agent
 from worldmodel.train.manifest import provenance
 from worldmodel.train.restore import MANIFEST
 from worldmodel.train.signals import GracefulExit
+from worldmodel.train.threads import tune_threads
 from worldmodel.trained import Trained
 
 Say = Callable[[str], None]
@@ -234,6 +235,15 @@ def _false_start(run_dir: Path) -> Iterator[None]:
         raise
 
 
+def _tune_threads(run: Run, agent: Agent[Any], pool: EnvPool, cores: int, checkpoint: Checkpoint | None) -> int:
+    """The number that updates are fastest with; a run that goes on keeps its own, for rounding depends on it."""
+    if checkpoint is not None:
+        threads = min(int(checkpoint.document("trainer")["threads"]), cores)
+        torch.set_num_threads(threads)
+        return threads
+    return tune_threads(agent, pool.spec, batch_size=run.replay.batch_size, length=run.replay.length, cores=cores)
+
+
 def _train(
     run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say], Checkpoint] | None = None,
     again: bool = False,
@@ -254,6 +264,8 @@ def _train(
             contextlib.closing(make_pool(run.env, run.train.num_envs, kind=run.train.pool, on_event=display.message))
         )
         agent = run.agent.build(pool.spec, device=device, seed=run.seed)
+        if not run.train.threads and device.type == "cpu":
+            threads = _tune_threads(run, agent, pool, threads, checkpoint)
         compiled = accelerate(agent, run.train.compile, device)
         replay = make_replay(
             run.replay, pool.spec, agent.memory_spec, pool.num_envs, device=device, seed=run.seed,

@@ -23,6 +23,7 @@ from worldmodel.protocols import Agent
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.ring import RingReplay, make_replay
 from worldmodel.runs import pick_device, pick_threads
+from worldmodel.train.compile import accelerate
 from worldmodel.train.manifest import provenance
 from worldmodel.types import ArraySpec, EnvSpec, Step
 
@@ -71,9 +72,11 @@ def env_spec(run: Run) -> EnvSpec:
         env.close()
 
 
-def build_agent(run: Run, spec: EnvSpec, device: torch.device) -> Agent[Any]:
-    """The run's agent, untrained."""
-    return run.agent.build(spec, device=device, seed=run.seed)
+def build_agent(run: Run, spec: EnvSpec, device: torch.device, *, eager: bool = False) -> Agent[Any]:
+    """The run's agent, untrained; compiled and captured as the run says, unless ``eager``."""
+    agent = run.agent.build(spec, device=device, seed=run.seed)
+    accelerate(agent, "eager" if eager else run.train.compile, device)
+    return agent
 
 
 def networks(agent: Agent[Any]) -> nn.Module | None:

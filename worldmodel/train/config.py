@@ -42,7 +42,7 @@ class TrainConfig:
     """How updates and acting run: eager; by torch.compile; captured as CUDA graphs; both. "auto": both on a GPU, eager
     on a CPU. Compiling changes rounding, so a resume is bit for bit in the same mode."""
     threads: int = 0
-    """CPU threads for torch; 0 chooses: all cores, fewer where environment workers need them."""
+    """CPU threads for torch; 0 times a few updates and takes the fastest number (a resume keeps the run's)."""
     wandb: str = ""
     """Weights & Biases project to log to as well; empty for none."""
 
