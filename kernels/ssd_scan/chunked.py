@@ -74,8 +74,12 @@ def ssd_scan(
     y = y.transpose(2, 3).flatten(1, 2)[:, :length].to(x.dtype)
     if not return_states:
         return y, state, None
-    # (B, chunks, H, Q, P*N): every outer product, decayed to every later step
-    outer = (inputs.unsqueeze(5) * per_head(B).unsqueeze(4)).flatten(4)
-    states = decay @ outer + from_start.unsqueeze(4) * start.flatten(3).unsqueeze(3)
-    states = states.transpose(2, 3).flatten(1, 2)[:, :length]
-    return y, state, states.unflatten(3, start.shape[3:])
+    # the steps of a chunk one by one, all chunks at once: as matrix products the outer products would all be stored
+    one_step = torch.cat([from_start[..., :1], decay.diagonal(-1, 3, 4)], 3)
+    B, hidden, states = per_head(B), start, []
+    for q in range(CHUNK):
+        added = inputs[:, :, :, q, :, None] * B[:, :, :, q, None, :]
+        hidden = one_step[:, :, :, q, None, None] * hidden + added
+        states.append(hidden)
+    # (B, chunks, Q, H, P, N) -> (B, L, H, P, N)
+    return y, state, torch.stack(states, 2).flatten(1, 2)[:, :length]
