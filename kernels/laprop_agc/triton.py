@@ -16,6 +16,8 @@ from worldmodel.kernels.laprop_agc.reference import CHUNK, Layout, Rule
 
 BLOCK = 256
 """Partial sums read at once."""
+WARPS = 16
+"""Of a chunk; with four, registers spill."""
 
 
 @triton.jit
@@ -101,14 +103,14 @@ def _step(
     partial_p, partial_g = (torch.empty(chunks, device=flat.device) for _ in range(2))
     scalars, norm = torch.empty(3, device=flat.device), torch.empty((), device=flat.device)
     did = torch.empty((), device=flat.device, dtype=torch.int8)
-    _partial_norms[(chunks,)](flat, grad, start, stop, partial_p, partial_g, CHUNK)
+    _partial_norms[(chunks,)](flat, grad, start, stop, partial_p, partial_g, CHUNK, num_warps=WARPS)
     _decide[(1,)](
         partial_g, chunks, healthy.to(torch.int8), count, norm, did, scalars, math.log(beta1), math.log(beta2), lr,
         float(warmup), BLOCK,
     )
     _update[(chunks,)](
         flat, grad, nu, mu, slow, start, stop, first, last, partial_p, partial_g, scalars, 1 - beta1, 1 - beta2, eps,
-        clip, slow_start, slow.numel(), slow_rate, CHUNK, BLOCK,
+        clip, slow_start, slow.numel(), slow_rate, CHUNK, BLOCK, num_warps=WARPS,
     )
     return norm, did.bool()
 

@@ -1,4 +1,4 @@
-"""Every sequence kernel compiles for a GPU that is not here, types, tiles and shared memory included."""
+"""Every kernel compiles for a GPU that is not here, types, tiles and shared memory included."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OPERATIONS = ("causal_conv1d", "selective_scan", "ssd_scan", "ssd_step")
+OPERATIONS = (
+    "causal_conv1d", "selective_scan", "ssd_scan", "ssd_step",
+    "lambda_return", "twohot_loss", "unimix_categorical", "laprop_agc",
+)
 COMPILED = {
     "causal_conv1d.triton._forward", "causal_conv1d.triton._backward_kernel",
     "selective_scan.triton._forward", "selective_scan.triton._backward_kernel",
     "ssd_scan.triton._chunks", "ssd_scan.triton._chunks_backward",
     "ssd_scan.triton._steps", "ssd_scan.triton._steps_backward", "reduce._sum_both",
+    "lambda_return.triton._forward", "lambda_return.triton._backward",
+    "twohot_loss.triton._forward", "twohot_loss.triton._backward",
+    "unimix_categorical.triton._sample_forward", "unimix_categorical.triton._sample_backward",
+    "unimix_categorical.triton._kl_forward", "unimix_categorical.triton._kl_backward",
+    "laprop_agc.triton._partial_norms", "laprop_agc.triton._decide", "laprop_agc.triton._update",
 }
 
 
