@@ -56,8 +56,7 @@ def test_triton_is_the_loop_over_steps(triton_kernels: torch.device, length: int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("return_states", [False, True])
-@pytest.mark.parametrize("length", [63, 100])
+@pytest.mark.parametrize(("length", "return_states"), [(63, True), (100, False)])
 def test_triton_is_the_loop_over_many_steps(triton_kernels: torch.device, length: int, return_states: bool) -> None:
     segments = segment_ids(is_first(2, length)).to(triton_kernels)
     inputs = make(2, length, device=triton_kernels)
