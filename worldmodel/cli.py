@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shlex
@@ -44,6 +45,9 @@ World models learned from pixels, and the agents that learn inside them.
 
 EXIT_CODES: tuple[tuple[type[UserError], int], ...] = ((StorageError, 75), (DivergenceError, 70), (UserError, 2))
 """sysexits.h: EX_TEMPFAIL, EX_SOFTWARE; and 2, the shell's code for wrong usage."""
+
+FAILING_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+"""What no code of ours can help, wherever it comes from."""
 
 RunFolder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
 
@@ -201,6 +205,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `worldmodel ... | head`: nobody reads on, and that is fine
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in FAILING_DISK:
+            raise
+        where = error.filename or "the disk"
+        print(f"worldmodel: {where}: {error.strerror}; free some space or use another disk", file=sys.stderr)
+        return 75
 
 
 def _run(words: list[str]) -> int:

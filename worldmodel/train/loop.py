@@ -306,7 +306,19 @@ class Trainer:
             self.out.display.message(f"no checkpoint at {self.env_steps:,} decisions, training goes on: {error}")
 
     def load(self, checkpoint: Checkpoint) -> str:
-        """Go on from a checkpoint; returns how exactly, as a sentence."""
+        """Go on from a checkpoint; returns how exactly, as a sentence.
+
+        Raises: CheckpointError where it holds something else.
+        """
+        try:
+            return self._load(checkpoint)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path} does not hold what a run needs ({type(error).__name__}: {error}); use the version "
+                f"of worldmodel that wrote it, or start a new run"
+            ) from error
+
+    def _load(self, checkpoint: Checkpoint) -> str:
         state = checkpoint.document("trainer")
         restore_agent(self.agent, checkpoint)
         lost = self.replay.load(checkpoint.folder("replay"), salvage=not checkpoint.is_whole)
@@ -329,17 +341,13 @@ class Trainer:
         self.episodes.load(state["episodes"])
         self.meter.load(state["meter"])
         self.recent = list(state["recent"])
-        was, now = checkpoint.meta.get("compile", "eager"), self.out.meta.get("compile", "eager")
-        if was != now:
-            return (
-                f"resumed, but not bit for bit: the run was in mode {was} and now is in mode {now}, which changes "
-                f"rounding; set --train.compile {was}"
-            )
-        if state["threads"] != torch.get_num_threads():
-            return (
-                f"resumed, but not bit for bit: the run had {state['threads']} CPU threads and now has "
-                f"{torch.get_num_threads()}, which changes rounding; set --train.threads {state['threads']}"
-            )
+        meta, mine = checkpoint.meta, self.out.meta
+        then = (state["threads"], meta["versions"]["torch"], meta["device"], meta.get("compile", "eager"))
+        now = (torch.get_num_threads(), torch.__version__, mine["device"], mine.get("compile", "eager"))
+        names = ("--train.threads", "torch", "--device", "--train.compile")
+        changed = [f"{name} {old} -> {new}" for name, old, new in zip(names, then, now) if old != new]
+        if changed:
+            return f"resumed, but not bit for bit, because rounding changes with {', '.join(changed)}"
         return "resumed bit for bit: weights, optimiser, replay, environments and every random stream"
 
 
