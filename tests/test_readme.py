@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from worldmodel import listing, presets
-from worldmodel.cli import COMMANDS, TrainOptions
+from worldmodel.arguments import TrainOptions
+from worldmodel.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -18,7 +18,7 @@ import worldmodel
 from tests.unit.tiny import tiny_run, train
 from worldmodel import cli, export, options
 from worldmodel.agents.random.agent import RandomConfig
-from worldmodel.cli import ExportOptions
+from worldmodel.arguments import ExportOptions
 from worldmodel.config import Run
 from worldmodel.errors import UserError
 from worldmodel.export import export_run

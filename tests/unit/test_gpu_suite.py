@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from worldmodel import presets
-from worldmodel.cli import BenchOptions, TrainOptions
+from worldmodel.arguments import BenchOptions, TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("gpu_suite", ROOT / "tools" / "gpu_suite.py")

@@ -18,7 +18,7 @@ from tests.unit.models import make_agent, make_batch, make_spec
 from worldmodel import presets, runs
 from worldmodel.agents.dreamer import agent as dreamer
 from worldmodel.agents.dreamer.losses import ReturnNormalizer
-from worldmodel.cli import TrainOptions
+from worldmodel.arguments import TrainOptions
 from worldmodel.configs.sizes import SIZES
 from worldmodel.distributions import BoundedNormal, Categorical, TwoHot, symexp_bins
 from worldmodel.envs.pool import make_pool

@@ -1,0 +1,149 @@
+"""What each command takes beside a preset and its run: frozen dataclasses that the command line parses into."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+RunFolder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of ``train`` that are not part of the run."""
+
+    run_dir: str = ""
+    """Folder of the run, new or empty; runs/PRESET-TASK-SEED-TIME where it is not given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions:
+    """Options of ``info`` that are not part of the run."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Options of ``bench`` that are not part of the run."""
+
+    json: str = ""
+    """File for the result as JSON."""
+    against: str = ""
+    """Folder of a peer to measure side by side: a checkout of r2dreamer (update), an installed TorchRL (replay)."""
+    peer_python: str = sys.executable
+    """The interpreter that the peer runs in."""
+    blocks: int = 5
+    """Blocks of calls; those of ours and of a peer alternate."""
+    seconds: float = 10.0
+    """About how long a row takes; 0: one call a block."""
+    warmup: int = 3
+    """Calls before anything is measured."""
+    held: int = 10_000
+    """Steps that the replay holds."""
+    batches: tuple[int, ...] = (1, 8, 64, 512)
+    """act: environments that are acted for at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """Options of ``resume`` that are not part of the run."""
+
+    allow: tuple[str, ...] = ()
+    """Modules or files outside of worldmodel that the run's configuration may use; they are imported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Evaluate the newest checkpoint of a run folder."""
+
+    run: RunFolder
+    """The run folder."""
+    episodes: int = 100
+    """Whole episodes to play."""
+    sampled: bool = False
+    """Sample from the policy; without this, take its mode."""
+    seed: int = 10_000
+    """Of environments and policy: the same seed gives the same episodes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto" takes the GPU where there is one."""
+    json: bool = False
+    """Print JSON."""
+    allow: tuple[str, ...] = ()
+    """Modules or files outside of worldmodel that the run's configuration may use; they are imported."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """A page on runs: learning curves, statistics and dreams, beside the published scores of the same tasks."""
+
+    runs: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]]
+    """Run folders. Those that differ in nothing but seed, task and length are one group."""
+    out: Path = Path("report")
+    """Folder to write to: report.html, which needs no other file, and every chart as a PNG."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write encode, step and act of the newest checkpoint as torch.export programs, and how to call them."""
+
+    run: RunFolder
+    """The run folder, or one checkpoint in it."""
+    out: Path
+    """The new folder."""
+    onnx: bool = False
+    """Write ONNX too, where it has the operators; needs the extra "export"."""
+    allow: tuple[str, ...] = ()
+    """Modules or files outside of worldmodel that the run's configuration may use; they are imported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """What there is to choose from, a line each."""
+
+    kind: tyro.conf.Positional[Literal["all", "presets", "envs", "cores", "objectives"]] = "all"
+    """What to list."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """The conformance test of a part of your own; exit code 1 where it breaks a promise."""
+
+    target: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE:NAME")]]
+    """A config (class, instance, or function that returns one): "./my_model.py:MyConfig", "my_pkg.models:MyConfig"; or
+    an environment: a Gymnasium id, "my_envs:Maze-v0", "my_envs:Maze"."""
+    kind: str = ""
+    """world-model, core, objective, value or env; empty: what ``build`` takes and returns tells."""
+    obs: Literal["image", "vector", "both"] = "image"
+    """What a world model shall observe."""
+    pixels: int = 32
+    """Height and width of the image."""
+    action: Literal["discrete", "continuous"] = "discrete"
+    """How a world model's actions are given."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where networks are checked."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        if self.pixels < 1:
+            raise ValueError(f"--pixels must be at least 1, got {self.pixels}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """What this machine has, lacks, and will use; exit code 1 where training cannot work."""
+
+    json: bool = False
+    """Print JSON."""
