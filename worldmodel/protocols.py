@@ -86,6 +86,15 @@ class Forks(Protocol):
     def fork(self, state: Any, n: int) -> Any: ...
 
 
+@runtime_checkable
+class Trims(Protocol):
+    """Has states with caches that only ``observe`` and ``step`` read: a rollout keeps one state with them, not all."""
+
+    def trim(self, state: Any) -> Any:
+        """The state without them: ``features``, ``predict`` and ``decode`` give the same."""
+        ...
+
+
 class ValueLearner(Protocol):
     """A critic of states. Module-like: its parameters are trained by the agent's optimiser."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import tree
-from worldmodel.protocols import WorldModel
+from worldmodel.protocols import Trims, WorldModel
 from worldmodel.types import Trajectory
 
 S = TypeVar("S")
@@ -20,22 +20,27 @@ def imagine(model: WorldModel[S], policy: Callable[[Tensor], Tensor], state: S, 
 
     Gradients flow wherever the caller lets them: wrap in ``torch.no_grad`` for score-function learning.
     """
-    states, actions = [state], []
+    states, actions = [trimmed(model, state)], []
     for _ in range(horizon):
         action = policy(model.features(state))
         state = model.step(state, action)
-        states.append(state)
+        states.append(trimmed(model, state))
         actions.append(action)
     return _trajectory(model, states, torch.stack(actions, 1))
 
 
 def follow(model: WorldModel[S], state: S, action: Tensor) -> Trajectory[S]:
     """Unroll given actions (B, H, A) from ``state`` (B, ...)."""
-    states = [state]
+    states = [trimmed(model, state)]
     for t in range(action.shape[1]):
         state = model.step(state, action[:, t])
-        states.append(state)
+        states.append(trimmed(model, state))
     return _trajectory(model, states, action)
+
+
+def trimmed(model: WorldModel[S], state: S) -> S:
+    """The state as rollouts keep it: without caches, where the model ``Trims``."""
+    return model.trim(state) if isinstance(model, Trims) else state
 
 
 def _trajectory(model: WorldModel[S], states: list[S], action: Tensor) -> Trajectory[S]:

@@ -59,6 +59,8 @@ class Batch:
     """(B, 2) int64, (environment, absolute step) of step 0; what ``Replay.write_back`` and priorities need."""
     weight: Tensor | None = None
     """(B,) importance weights of a prioritised sampler."""
+    starts: Batch | None = None
+    """(W, C, ...) other sequences, whose ends imagination begins from, where replay is asked for such windows."""
 
 
 @struct
@@ -76,7 +78,7 @@ class Trajectory(Generic[S]):
     """An imagined rollout."""
 
     states: S
-    """(B, H+1, ...) the start, then H imagined states."""
+    """(B, H+1, ...) the start, then H imagined states; trimmed where the model ``Trims``."""
     action: Tensor
     """(B, H, A) action[t] leads from state t to state t+1."""
     reward: Tensor

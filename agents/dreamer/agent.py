@@ -25,7 +25,7 @@ from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn.optim import LaProp, without_gradient
 from worldmodel.protocols import Decodes, Remembers
 from worldmodel.rng import Stream
-from worldmodel.rollout import follow, imagine
+from worldmodel.rollout import follow, imagine, trimmed
 from worldmodel.tree import struct
 from worldmodel.types import ArraySpec, Batch, EnvSpec, Step, Update
 
@@ -301,7 +301,7 @@ class Dreamer:
             before = self._context(batch)
             seen = world.observe(before, head, batch.prev_action[:, :observed], batch.is_first[:, :observed])
             dream = follow(world, tree.index(seen, (slice(None), -1)), batch.prev_action[:, observed:])
-            states = tree.cat([seen, tree.index(dream.states, (slice(None), slice(1, None)))], 1)
+            states = tree.cat([trimmed(world, seen), tree.index(dream.states, (slice(None), slice(1, None)))], 1)
             decoded = world.decode(states)
         out: dict[str, Tensor] = {}
         for key, model in decoded.items():

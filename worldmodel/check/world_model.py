@@ -209,6 +209,8 @@ def remembering(bench: Bench, part: Any) -> str:
     """``pack`` and ``unpack`` are inverse, and ``memory_spec`` says what is stored. Cores promise the same."""
     if not isinstance(part, Remembers):
         raise Skip("no memory_spec, pack and unpack: sequences of replay begin from initial")
+    if not part.memory_spec:
+        raise Skip("memory_spec is empty: sequences of replay begin from initial")
     states = bench.observe(bench.batch())
     spec, packed = part.memory_spec, part.pack(states)
     have = {key: (tuple(x.shape), str(x.dtype).removeprefix("torch.")) for key, x in packed.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,11 @@ from worldmodel.kernels.unimix_categorical import balanced_kl
 from worldmodel.models.cores.base import Core
 from worldmodel.models.cores.rssm import RSSMConfig
 from worldmodel.models.objectives.reconstruction import ReconstructionConfig
+from worldmodel.nn.blocks import BatchNorm
 from worldmodel.nn.decoders import ConvDecoderConfig
 from worldmodel.nn.encoders import ConvEncoderConfig
 from worldmodel.nn.heads import BernoulliHead, TwoHotHead
+from worldmodel.protocols import Trims
 from worldmodel.types import ArraySpec, Batch, EnvSpec, Prediction
 
 S = TypeVar("S")
@@ -36,12 +38,18 @@ class LatentModelConfig:
     """Where the objective has no decoder, train one on detached latents, so that dreams can be looked at."""
     units: int = 1024
     """Width of the heads."""
+    heads: Literal["both", "deter"] = "both"
+    """What the reward and continuation heads read: all features, or the deterministic state alone (STORM, Drama)."""
+    behaviour: Literal["both", "deter", "stoch"] = "both"
+    """What policies and values read."""
     reward_layers: int = 1
     continue_layers: int = 1
     horizon: float = 333.0
     """The continuation head's target is (1 - is_terminal)(1 - 1/horizon): it carries the discount itself."""
     free_nats: float = 1.0
     """KL below this (summed over groups, dyn and rep apart) exerts no pull."""
+    free_nats_on: Literal["element", "batch"] = "element"
+    """Whether that holds of each step's KL (Dreamer), or of the mean over the batch (STORM, Drama)."""
     dyn_scale: float = 1.0
     """Weight of KL[sg(posterior) || prior]."""
     rep_scale: float = 0.1
@@ -65,15 +73,15 @@ class LatentWorldModel(nn.Module, Generic[S]):
         self.config = config
         self.encoder = config.encoder.build(spec.obs)
         self.core: Core[S] = config.core.build(spec.action.size, self.encoder.out_dim)
-        self.feature_dim = self.core.feature_dim
+        self.feature_dim = self._width(config.behaviour)
 
         def make_decoder() -> Any:
             return config.decoder.build(spec.obs, self.core.deter_size, self.core.stoch_size)
 
-        self.objective = config.objective.build(self.feature_dim, self.encoder.out_dim, make_decoder)
+        self.objective = config.objective.build(self.core.feature_dim, self.encoder.out_dim, make_decoder)
         self.probe = make_decoder() if config.probe and not self.objective.decodes else None
-        self.reward = TwoHotHead(self.feature_dim, config.units, config.reward_layers)
-        self.continues = BernoulliHead(self.feature_dim, config.units, config.continue_layers)
+        self.reward = TwoHotHead(self._width(config.heads), config.units, config.reward_layers)
+        self.continues = BernoulliHead(self._width(config.heads), config.units, config.continue_layers)
         self.discount = 1.0 - 1.0 / config.horizon
         self.loss_scales: dict[str, float] = {
             **self.objective.scales,
@@ -83,6 +91,9 @@ class LatentWorldModel(nn.Module, Generic[S]):
             "dyn": config.dyn_scale,
             "rep": config.rep_scale,
         }
+        # batch statistics and dropout belong to learning from sequences, not to acting and dreaming
+        self._has_modes = any(isinstance(m, BatchNorm) or (isinstance(m, nn.Dropout) and m.p) for m in self.modules())
+        self.eval()
 
     @property
     def memory_spec(self) -> dict[str, ArraySpec]:
@@ -100,20 +111,23 @@ class LatentWorldModel(nn.Module, Generic[S]):
 
     def predict(self, previous: S, action: Tensor, state: S) -> Prediction:
         """Reward and continuation are read off the state arrived in."""
-        features = self.features(state)
+        features = self._read(self.core.features(state), self.config.heads)
         # The head carries the discount (DreamerV3's contdisc); the seam speaks of probabilities.
         continues = torch.sigmoid(self.continues(features)) / self.discount
         return Prediction(reward=self.reward(features).mean(), continues=continues)
 
     def features(self, state: S) -> Tensor:
-        return self.core.features(state)
+        return self._read(self.core.features(state), self.config.behaviour)
+
+    def trim(self, state: S) -> S:
+        return self.core.trim(state) if isinstance(self.core, Trims) else state
 
     def decode(self, state: S) -> dict[str, Tensor]:
         """Image keys, (..., h, w, C) in [0, 1]; empty where nothing decodes."""
         decoder = self.objective.decoder if self.objective.decodes else self.probe
         if decoder is None:
             return {}
-        out = decoder(self.features(state))
+        out = decoder(self.core.features(state))
         return {key: out[key] for key in decoder.image_keys}
 
     def pack(self, state: S) -> dict[str, Tensor]:
@@ -124,16 +138,46 @@ class LatentWorldModel(nn.Module, Generic[S]):
 
     def loss(self, batch: Batch, state: S) -> tuple[dict[str, Tensor], S]:
         """Every loss (B, T), unscaled; posterior states (B, T, ...) with gradient."""
+        if self._has_modes:
+            self.train()
         tokens = self.encoder(batch.obs)
         out = self.core.observe(state, tokens, batch.prev_action, batch.is_first)
-        features = self.features(out.states)
+        features = self.core.features(out.states)
         losses = self.objective(features, tokens, batch)
         if self.probe is not None:
             losses["probe"] = self.probe.loss(features.detach(), batch.obs)
-        losses["reward"] = self.reward(features).loss(batch.reward)
+        read = self._read(features, self.config.heads)
+        losses["reward"] = self.reward(read).loss(batch.reward)
         target = (~batch.is_terminal).float() * self.discount
-        losses["continue"] = BernoulliHead.loss(self.continues(features), target)
-        losses["dyn"], losses["rep"] = balanced_kl(
-            out.posterior, out.prior, unimix=self.core.config.unimix, free_nats=self.config.free_nats
-        )
+        losses["continue"] = BernoulliHead.loss(self.continues(read), target)
+        losses["dyn"], losses["rep"] = self._divergences(out.posterior, out.prior)
+        if self._has_modes:
+            self.eval()
         return losses, out.states
+
+    def _divergences(self, posterior: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """KL both ways (B, T), with free nats; of the batch, where these are the batch's, each step keeps its share."""
+        c = self.config
+        alone = c.free_nats_on == "element"
+        dyn, rep = balanced_kl(
+            posterior, prior, unimix=self.core.config.unimix, free_nats=c.free_nats if alone else 0.0
+        )
+        return (dyn, rep) if alone else (free_on_mean(dyn, c.free_nats), free_on_mean(rep, c.free_nats))
+
+    def _width(self, part: Literal["both", "deter", "stoch"]) -> int:
+        return {"both": self.core.feature_dim, "deter": self.core.deter_size, "stoch": self.core.stoch_size}[part]
+
+    def _read(self, features: Tensor, part: Literal["both", "deter", "stoch"]) -> Tensor:
+        """(..., D + S) to the part of it, deter first."""
+        if part == "both":
+            return features
+        return features[..., : self.core.deter_size] if part == "deter" else features[..., self.core.deter_size :]
+
+
+def free_on_mean(kl: Tensor, free_nats: float) -> Tensor:
+    """(B, T) whose mean is max(free_nats, mean of ``kl``), with that maximum's gradient (STORM, eq. 6).
+
+    Below the floor there is no gradient, and every entry keeps its distance from the mean.
+    """
+    mean = kl.mean()
+    return torch.where(mean > free_nats, kl, (kl - mean).detach() + free_nats)

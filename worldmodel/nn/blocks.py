@@ -35,16 +35,40 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, computed in float32, epsilon 1e-4, no shift."""
+    """x / rms(x) * scale over the last axis, computed in float32, no shift."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, eps: float = NORM_EPS) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(size))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         full = x.float()
-        normed = full * torch.rsqrt(full.square().mean(-1, keepdim=True) + NORM_EPS)
+        normed = full * torch.rsqrt(full.square().mean(-1, keepdim=True) + self.eps)
         return (normed * self.scale).to(x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Over all axes but the last, which is the channel: statistics of the batch and their running average while it
+    trains, the average alone otherwise."""
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, size: int, *, rate: float = 0.1, eps: float = 1e-5) -> None:
+        """Args: rate at which the averages follow."""
+        super().__init__()
+        self.rate, self.eps = rate, eps
+        self.scale = nn.Parameter(torch.ones(size))
+        self.shift = nn.Parameter(torch.zeros(size))
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.batch_norm(
+            x.flatten(0, -2), self.mean, self.var, self.scale, self.shift, self.training, self.rate, self.eps
+        )
+        return normed.view(x.shape)
 
 
 class BlockLinear(nn.Module):
@@ -96,6 +120,33 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x.movedim(-1, 1), self.weight, self.bias, padding="same").movedim(1, -1)
+
+
+class DownConv(Conv):
+    """Conv k x k with stride 2: (N, h, w, C) -> (N, h/2, w/2, C'), k odd."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pad = self.weight.shape[-1] // 2
+        return F.conv2d(x.movedim(-1, 1), self.weight, self.bias, stride=2, padding=pad).movedim(1, -1)
+
+
+class TransposedConv(nn.Module):
+    """The transposed convolution: (N, h, w, C) -> (N, s h, s w, C') with stride s, k odd."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(inputs, outputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        # an output pixel sees one input in stride^2
+        init_weight(self.weight, kernel * kernel * inputs // stride**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pad, more = self.weight.shape[-1] // 2, self.stride - 1
+        y = F.conv_transpose2d(
+            x.movedim(-1, 1), self.weight, self.bias, stride=self.stride, padding=pad, output_padding=more
+        )
+        return y.movedim(1, -1)
 
 
 class UpConv(Conv):

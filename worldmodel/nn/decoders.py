@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.distributions import symlog
-from worldmodel.nn.blocks import MLP, BlockLinear, Dense, Linear, RMSNorm, UpConv
+from worldmodel.nn.blocks import MLP, BatchNorm, BlockLinear, Dense, Linear, RMSNorm, TransposedConv, UpConv
 from worldmodel.nn.encoders import vector_width
 from worldmodel.specs import ArraySpec
 
@@ -47,6 +47,30 @@ class ConvDecoderNet(nn.Module):
         x = x + self.from_stoch(features[:, self.deter :]).reshape(-1, h, w, x.shape[-1])
         x = F.silu(self.norm(x))
         for conv, norm in zip(self.convs, self.norms):
+            x = F.silu(norm(conv(x)))
+        return torch.sigmoid(self.out(x).float())
+
+
+class StrideDecoderNet(nn.Module):
+    """The stochastic latent -> linear -> BatchNorm -> SiLU, then transposed convs with the same, sigmoid at the end."""
+
+    def __init__(self, shape: tuple[int, int, int], deter: int, stoch: int, config: StrideDecoderConfig) -> None:
+        super().__init__()
+        height, width, channels = shape
+        shrink = 2 ** (len(config.mults) - 1)
+        widths = [config.depth * m for m in config.mults[::-1]]
+        self.deter, self.grid, self.width = deter, (height // shrink, width // shrink), widths[0]
+        self.expand = Linear(stoch, self.grid[0] * self.grid[1] * widths[0])
+        self.norms = nn.ModuleList(BatchNorm(b) for b in widths)
+        self.convs = nn.ModuleList(
+            TransposedConv(a, b, config.kernel, stride=2) for a, b in itertools.pairwise(widths)
+        )
+        self.out = TransposedConv(widths[-1], channels, config.kernel, stride=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, F) -> (N, h, w, C) in [0, 1]."""
+        x = F.silu(self.norms[0](self.expand(features[:, self.deter :]).reshape(-1, *self.grid, self.width)))
+        for conv, norm in zip(self.convs, self.norms[1:]):
             x = F.silu(norm(conv(x)))
         return torch.sigmoid(self.out(x).float())
 
@@ -103,6 +127,29 @@ class PatchDecoderConfig:
     def build(self, obs: dict[str, ArraySpec], deter: int, stoch: int) -> Decoder:
         return Decoder(
             obs, lambda shape: PatchDecoderNet(shape, deter + stoch, self), deter + stoch, self.units, self.layers
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrideDecoderConfig:
+    """Transposed convolutions with BatchNorm, from the stochastic latent alone, for images (Drama, table "decoder");
+    an MLP of all features for vectors."""
+
+    depth: int = 16
+    mults: tuple[int, ...] = (1, 2, 3, 4, 4)
+    """From the picture inwards; the last stage keeps the size, every other doubles it."""
+    kernel: int = 5
+    """Odd."""
+    units: int = 256
+    layers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, got {self.kernel}")
+
+    def build(self, obs: dict[str, ArraySpec], deter: int, stoch: int) -> Decoder:
+        return Decoder(
+            obs, lambda shape: StrideDecoderNet(shape, deter, stoch, self), deter + stoch, self.units, self.layers
         )
 
 

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.distributions import symlog
-from worldmodel.nn.blocks import MLP, Conv, Dense, RMSNorm
+from worldmodel.nn.blocks import MLP, BatchNorm, Conv, Dense, DownConv, RMSNorm
 from worldmodel.specs import ArraySpec
 
 
@@ -45,6 +45,31 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms):
             x = F.silu(norm(F.max_pool2d(conv(x).movedim(-1, 1), 2).movedim(1, -1)))
+        # (N, h, w, C) -> (N, h*w*C)
+        return x.flatten(1)
+
+
+class StrideNet(nn.Module):
+    """Stages of strided conv -> BatchNorm -> SiLU, the first with stride 1 (Drama; STORM without that)."""
+
+    def __init__(self, shape: tuple[int, int, int], config: StrideEncoderConfig) -> None:
+        super().__init__()
+        height, width, channels = shape
+        shrink = 2 ** (len(config.mults) - 1)
+        if height % shrink or width % shrink:
+            raise ValueError(
+                f"image height and width must be multiples of {shrink}, got {height} x {width}; resize the observation"
+            )
+        widths = [channels, *(config.depth * m for m in config.mults)]
+        self.convs = nn.ModuleList(
+            (DownConv if i else Conv)(a, b, config.kernel) for i, (a, b) in enumerate(itertools.pairwise(widths))
+        )
+        self.norms = nn.ModuleList(BatchNorm(b) for b in widths[1:])
+        self.out_dim = (height // shrink) * (width // shrink) * widths[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.silu(norm(conv(x)))
         # (N, h, w, C) -> (N, h*w*C)
         return x.flatten(1)
 
@@ -103,6 +128,29 @@ class PatchEncoderConfig:
 
     def build(self, obs: dict[str, ArraySpec]) -> Encoder:
         return Encoder(obs, lambda shape: PatchNet(shape, self.patch, self.width, self.units), self.units, self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrideEncoderConfig:
+    """Strided convolutions with BatchNorm for images, an MLP for vectors (Drama, table "encoder")."""
+
+    depth: int = 16
+    """Channels of stage i are depth x mults[i]."""
+    mults: tuple[int, ...] = (1, 2, 3, 4, 4)
+    """The first stage keeps the size, every other halves it."""
+    kernel: int = 5
+    """Odd."""
+    units: int = 256
+    """Width of the vector MLP."""
+    layers: int = 2
+    """Layers of the vector MLP."""
+
+    def __post_init__(self) -> None:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, got {self.kernel}")
+
+    def build(self, obs: dict[str, ArraySpec]) -> Encoder:
+        return Encoder(obs, lambda shape: StrideNet(shape, self), self.units, self.layers)
 
 
 def vector_width(spec: ArraySpec) -> int:

@@ -25,7 +25,12 @@ class CoreOutput(Generic[S]):
 
 
 class Core(Protocol[S]):
-    """Latent dynamics. Resets are an argument, never hidden state."""
+    """Latent dynamics. Resets are an argument, never hidden state.
+
+    A state of step t has seen the observation of step t: its deterministic part comes from what was seen and done
+    before t, and gives the prior; its stochastic part is a sample of the posterior, or, in a dream, of the prior. A
+    core whose states carry caches also has ``trim`` (``protocols.Trims``).
+    """
 
     feature_dim: int
     deter_size: int
@@ -44,7 +49,10 @@ class Core(Protocol[S]):
         ...
 
     @property
-    def memory_spec(self) -> dict[str, ArraySpec]: ...
+    def memory_spec(self) -> dict[str, ArraySpec]:
+        """What replay keeps of a state; {} where sequences begin from ``initial``."""
+        ...
+
     def pack(self, state: S) -> dict[str, Tensor]: ...
     def unpack(self, memory: dict[str, Tensor]) -> S: ...
 
