@@ -68,6 +68,10 @@ class DreamerConfig:
     """Updates over which the learning rate rises from 0."""
     clip: float = 0.3
     """Adaptive gradient clipping: a tensor's gradient norm over its weight norm."""
+    context: Literal["replay", "blank"] = "replay"
+    """The state before a sequence of replay: the latents that replay remembers, which are as old as their last update
+    (DreamerV3's replay context), or the initial state, and then replay remembers none. A model that changes quickly is
+    better off without."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products and convolutions; "auto": bfloat16 on a GPU, float32 on a CPU. Parameters, norms, softmax, KL,
     two-hot, returns and losses are float32 always."""
@@ -102,6 +106,9 @@ class Dreamer:
         dynamics = config.actor.gradient == "dynamics"
         self._dreamer = without_gradient(self.model) if dynamics else self.model
         self._critic = without_gradient(self.value) if dynamics else self.value
+        world: Any = self.model
+        can_remember = config.context == "replay" and isinstance(world, Remembers)
+        self._remembers: Remembers | None = world if can_remember else None
         self.discount = 1.0 - 1.0 / config.horizon
         self.scales = {
             **self.model.loss_scales,
@@ -126,7 +133,7 @@ class Dreamer:
     @property
     def memory_spec(self) -> dict[str, ArraySpec]:
         """What the world model wants kept beside each step: its latents, compactly."""
-        return self.model.memory_spec if isinstance(self.model, Remembers) else {}
+        return self._remembers.memory_spec if self._remembers else {}
 
     def initial(self, num_envs: int, *, seed: int = 0) -> Carry:
         """A carry that knows nothing; ``seed`` starts its random stream."""
@@ -162,7 +169,7 @@ class Dreamer:
 
     def memory(self, carry: Carry) -> dict[str, Tensor]:
         """(N, ...) the latents of the step just acted on."""
-        return self.model.pack(carry.state) if isinstance(self.model, Remembers) else {}
+        return self._remembers.pack(carry.state) if self._remembers else {}
 
     # Learning
 
@@ -199,7 +206,7 @@ class Dreamer:
         losses, metrics, states = self.losses(batch)
         total = self.total(losses)
         metrics = metrics | {f"loss/{name}": loss.detach().mean() for name, loss in losses.items()}
-        memory = self.model.pack(tree.detach(states)) if isinstance(self.model, Remembers) else {}
+        memory = self._remembers.pack(tree.detach(states)) if self._remembers else {}
         return total, metrics, memory, losses["dyn"].detach() if "dyn" in losses else None
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
@@ -277,8 +284,8 @@ class Dreamer:
 
     def _context(self, batch: Batch) -> Any:
         """The state before the batch's first step: what replay remembers of it, or nothing."""
-        if batch.context and isinstance(self.model, Remembers):
-            return self.model.unpack(batch.context)
+        if batch.context and self._remembers:
+            return self._remembers.unpack(batch.context)
         return self.model.initial(batch.reward.shape[0])
 
     # Looking

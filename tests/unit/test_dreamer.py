@@ -231,6 +231,16 @@ def test_context_from_replay_changes_the_first_state_unless_the_episode_begins_t
     assert not torch.allclose(plain[0], context_used[0]) and torch.equal(plain[1], context_used[1])
 
 
+def test_without_context_replay_remembers_nothing_and_sequences_begin_blank():
+    spec = make_spec()
+    kept, blank = make_agent(spec), make_agent(spec, context="blank")
+    _, carry = act_steps(kept, kept.initial(3), n=3)
+    batch = dataclasses.replace(make_batch(spec), context=kept.memory(carry))
+    assert blank.memory_spec == {} and blank.memory(carry) == {} and blank.learn(batch).memory == {}
+    start = blank._context(batch)
+    assert not start.deter.any() and not start.stoch.any() and kept._context(batch).deter.any()
+
+
 def test_report_shows_truth_and_model_side_by_side():
     spec = make_spec(vector=True)
     for objective in ("reconstruction", "barlow"):

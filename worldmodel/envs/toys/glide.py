@@ -16,6 +16,8 @@ THRUST = 0.02
 """Change of speed by a full action, rooms per step."""
 DAMPING = 0.8
 """Share of its speed that the disc keeps in a step: it is never faster than THRUST / (1 - DAMPING) = 0.1."""
+RADIUS = 3.5
+"""Of the disc, in units of the picture. Half of it needs twice the updates to be seen exactly."""
 NEAR, MARGIN = 0.05, 0.5
 """Reward is 1 within NEAR of the target, then a bell that is down to 0.1 at NEAR + MARGIN (rooms)."""
 
@@ -38,9 +40,9 @@ class Glide:
             "speed": np.zeros((num_envs, 2)),
             "target": np.zeros((num_envs, 2)),
         }
-        self._ring = Sprite("disc", (3.0, 3.0), (56, 190, 104), size)
-        self._hole = Sprite("disc", (1.0, 1.0), (16, 84, 44), size)
-        self._disc = Sprite("disc", (2.0, 2.0), (255, 96, 80), size)
+        self._ring = Sprite("disc", (5.0, 5.0), (56, 190, 104), size)
+        self._hole = Sprite("disc", (2.5, 2.5), (16, 84, 44), size)
+        self._disc = Sprite("disc", (RADIUS, RADIUS), (255, 96, 80), size)
 
     def begin(self, rows: np.ndarray, uniform: np.ndarray) -> None:
         """Start at rest, half a room or more away from the target: at the first of three random places that is, else in
@@ -70,7 +72,8 @@ class Glide:
 
     def draw(self, images: np.ndarray) -> None:
         # (N, 2) rooms -> units; a disc that touches the wall touches the edge of the picture
-        target, place = 2.0 + (UNITS - 4.0) * self.state["target"], 2.0 + (UNITS - 4.0) * self.state["place"]
+        inside = UNITS - 2 * RADIUS
+        target, place = RADIUS + inside * self.state["target"], RADIUS + inside * self.state["place"]
         self._ring.paste(images, target[:, 0], target[:, 1])
         self._hole.paste(images, target[:, 0], target[:, 1])
         self._disc.paste(images, place[:, 0], place[:, 1])
