@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from worldmodel.nn.blocks import Conv, UpConv
+from worldmodel.nn.blocks import Conv, DownConv, TransposedConv, UpConv
+from worldmodel.nn.encoders import StrideEncoderConfig
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
@@ -47,3 +48,22 @@ def test_one_pixel_is_painted_with_the_sums_of_the_taps_that_fall_on_it() -> Non
 def test_an_upsampling_convolution_with_an_even_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="odd kernel, got 4"):
         UpConv(1, 1, 4)
+
+
+@pytest.mark.parametrize("kernel", [3, 4, 5])
+def test_strided_convolutions_halve_and_double_sizes(kernel: int) -> None:
+    down, up = DownConv(3, 5, kernel, bias=False), TransposedConv(5, 3, kernel, stride=2)
+    x = torch.randn(2, 8, 6, 3)
+    small = down(x)
+    assert small.shape == (2, 4, 3, 5) and up(small).shape == x.shape
+    pad = (kernel - 1) // 2
+    expected = F.conv_transpose2d(
+        small.movedim(-1, 1), up.weight, up.bias, stride=2, padding=pad, output_padding=kernel % 2
+    )
+    torch.testing.assert_close(up(small), expected.movedim(1, -1))
+    assert [name for name, _ in down.named_parameters()] == ["weight"]
+
+
+def test_an_even_kernel_that_would_have_to_keep_the_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="kernel must be odd where the first stage keeps the size, got 4"):
+        StrideEncoderConfig(kernel=4)

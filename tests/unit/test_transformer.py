@@ -8,11 +8,16 @@ import math
 import pytest
 import torch
 
+from tests.unit.models import make_agent, make_batch, make_spec
 from worldmodel import tree
 from worldmodel.check.core import check_core
 from worldmodel.check.still import Still
 from worldmodel.models.cores.transformer import TransformerConfig
+from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn.attention import turned, turns
+from worldmodel.nn.decoders import StrideDecoderConfig
+from worldmodel.nn.encoders import StrideEncoderConfig
+from worldmodel.types import ActionSpec, ArraySpec, EnvSpec
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "ffn": 24, "window": 4, "stoch": 3, "classes": 4}
 ALL = slice(None)
@@ -277,3 +282,53 @@ def test_storms_transformer_has_the_published_size():
     stem = (1024 + 18) * 512 + 2 * 512 + 512 * 512 + 2 * 512
     block = 4 * 512 * 512 + 2 * 512 + 512 * 1024 + 1024 + 1024 * 512 + 512 + 2 * 512
     assert sum(sizes.values()) + core.positions.numel() == stem + 64 * 512 + 2 * 512 + 2 * block == 5_032_960
+
+
+def storm_model(**core):
+    return LatentModelConfig(
+        encoder=StrideEncoderConfig(
+            depth=32, mults=(1, 2, 4, 8), first="half", kernel=4, bias=False, activation="relu"
+        ),
+        decoder=StrideDecoderConfig(
+            depth=32, mults=(1, 2, 4, 8), first="half", kernel=4, bias=False, activation="relu"
+        ),
+        core=TransformerConfig(**({"positions": "learned", "norm": "post", "dropout": 0.1} | core)),
+        units=512, heads="deter", reward_layers=2, continue_layers=2, free_nats_on="batch",
+    )
+
+
+def test_the_world_model_of_storm_has_its_published_size():
+    obs = {"image": ArraySpec(shape=(64, 64, 3), dtype="uint8")}
+    with torch.device("meta"):
+        model = storm_model().build(EnvSpec(name="x", obs=obs, action=ActionSpec(kind="discrete", size=18)))
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert parts == {
+        "encoder": 690_624, "core": 5_032_960 + 4_720_640, "objective": 4_884_931, "reward": 657_151,
+        "continues": 526_849,
+    }
+    assert round(sum(parts.values()) / 1e6, 2) == 16.51
+
+
+def test_dropout_and_batch_statistics_are_for_learning_alone():
+    spec = make_spec()
+    model = storm_model(width=16, heads=2, ffn=16, window=8, stoch=3, classes=4).build(spec)
+    batch = make_batch(spec, 2, 5)
+    losses = [model.loss(batch, model.initial(2))[0]["reconstruction"] for _ in range(2)]
+    assert not torch.allclose(*losses) and not model.training
+    with Still(), torch.no_grad():
+        one, two = (
+            model.observe(model.initial(2), batch.obs, batch.prev_action, batch.is_first).deter for _ in range(2)
+        )
+    assert torch.equal(one, two)
+
+
+def test_an_update_with_dropout_is_repeated_bit_for_bit_after_a_resume():
+    core = TransformerConfig(**(SMALL | {"window": 8, "dropout": 0.3}))
+    one, two = (make_agent(seed=seed, model={"core": core}) for seed in (0, 1))
+    one.learn(make_batch(one.spec, 2, 6))
+    two.load_state_dict({name: x.clone() for name, x in one.state_dict().items()})
+    batch = make_batch(one.spec, 2, 6, seed=1)
+    for agent in (one, two):
+        agent.learn(batch)
+    for name, x in one.state_dict().items():
+        assert torch.equal(x, two.state_dict()[name]), name

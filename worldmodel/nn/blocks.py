@@ -112,10 +112,10 @@ class MLP(nn.Sequential):
 class Conv(nn.Module):
     """Conv k x k, stride 1, same size, on (N, h, w, C): channels last is the layout that CPUs and GPUs are fast in."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         init_weight(self.weight, kernel * kernel * inputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,26 +123,28 @@ class Conv(nn.Module):
 
 
 class DownConv(Conv):
-    """Conv k x k with stride 2: (N, h, w, C) -> (N, h/2, w/2, C'), k odd."""
+    """Conv k x k with stride 2: (N, h, w, C) -> (N, h/2, w/2, C'), h and w even."""
 
     def forward(self, x: Tensor) -> Tensor:
-        pad = self.weight.shape[-1] // 2
+        pad = (self.weight.shape[-1] - 1) // 2
         return F.conv2d(x.movedim(-1, 1), self.weight, self.bias, stride=2, padding=pad).movedim(1, -1)
 
 
 class TransposedConv(nn.Module):
-    """The transposed convolution: (N, h, w, C) -> (N, s h, s w, C') with stride s, k odd."""
+    """The transposed convolution: (N, h, w, C) -> (N, s h, s w, C') with stride s of 1 or 2, k odd where s is 1."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int, bias: bool = True) -> None:
         super().__init__()
         self.stride = stride
         self.weight = nn.Parameter(torch.empty(inputs, outputs, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         # an output pixel sees one input in stride^2
         init_weight(self.weight, kernel * kernel * inputs // stride**2)
 
     def forward(self, x: Tensor) -> Tensor:
-        pad, more = self.weight.shape[-1] // 2, self.stride - 1
+        kernel = self.weight.shape[-1]
+        pad = (kernel - 1) // 2
+        more = self.stride + 2 * pad - kernel
         y = F.conv_transpose2d(
             x.movedim(-1, 1), self.weight, self.bias, stride=self.stride, padding=pad, output_padding=more
         )
@@ -179,6 +181,7 @@ class UpConv(Conv):
         return torch.cat(out)
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None
         weight = self.phases()
         x = F.conv2d(x.movedim(-1, 1), weight, self.bias.repeat(4), padding=weight.shape[-1] // 2).movedim(1, -1)
         # (N, h, w, 2*2*C') -> (N, h, 2, w, 2, C') -> (N, 2h, 2w, C')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from worldmodel.distributions import symlog
 from worldmodel.nn.blocks import MLP, BatchNorm, BlockLinear, Dense, Linear, RMSNorm, TransposedConv, UpConv
-from worldmodel.nn.encoders import vector_width
+from worldmodel.nn.encoders import ACTIVATIONS, check_kernel, vector_width
 from worldmodel.specs import ArraySpec
 
 
@@ -52,26 +52,29 @@ class ConvDecoderNet(nn.Module):
 
 
 class StrideDecoderNet(nn.Module):
-    """The stochastic latent -> linear -> BatchNorm -> SiLU, then transposed convs with the same, sigmoid at the end."""
+    """The stochastic latent -> linear -> BatchNorm -> activation, then transposed convs with the same, sigmoid at the
+    end."""
 
     def __init__(self, shape: tuple[int, int, int], deter: int, stoch: int, config: StrideDecoderConfig) -> None:
         super().__init__()
         height, width, channels = shape
-        shrink = 2 ** (len(config.mults) - 1)
+        keeps = config.first == "same"
+        shrink = 2 ** (len(config.mults) - keeps)
         widths = [config.depth * m for m in config.mults[::-1]]
         self.deter, self.grid, self.width = deter, (height // shrink, width // shrink), widths[0]
-        self.expand = Linear(stoch, self.grid[0] * self.grid[1] * widths[0])
+        self.expand = Linear(stoch, self.grid[0] * self.grid[1] * widths[0], bias=config.bias)
         self.norms = nn.ModuleList(BatchNorm(b) for b in widths)
         self.convs = nn.ModuleList(
-            TransposedConv(a, b, config.kernel, stride=2) for a, b in itertools.pairwise(widths)
+            TransposedConv(a, b, config.kernel, stride=2, bias=config.bias) for a, b in itertools.pairwise(widths)
         )
-        self.out = TransposedConv(widths[-1], channels, config.kernel, stride=1)
+        self.act = ACTIVATIONS[config.activation]
+        self.out = TransposedConv(widths[-1], channels, config.kernel, stride=1 if keeps else 2)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, F) -> (N, h, w, C) in [0, 1]."""
-        x = F.silu(self.norms[0](self.expand(features[:, self.deter :]).reshape(-1, *self.grid, self.width)))
+        x = self.act(self.norms[0](self.expand(features[:, self.deter :]).reshape(-1, *self.grid, self.width)))
         for conv, norm in zip(self.convs, self.norms[1:]):
-            x = F.silu(norm(conv(x)))
+            x = self.act(norm(conv(x)))
         return torch.sigmoid(self.out(x).float())
 
 
@@ -132,20 +135,24 @@ class PatchDecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StrideDecoderConfig:
-    """Transposed convolutions with BatchNorm, from the stochastic latent alone, for images (Drama, table "decoder");
-    an MLP of all features for vectors."""
+    """Transposed convolutions with BatchNorm, from the stochastic latent alone, for images (Drama, table "decoder";
+    STORM); an MLP of all features for vectors."""
 
     depth: int = 16
     mults: tuple[int, ...] = (1, 2, 3, 4, 4)
-    """From the picture inwards; the last stage keeps the size, every other doubles it."""
+    """From the picture inwards."""
+    first: Literal["same", "half"] = "same"
+    """Whether the stage next to the picture keeps the size; every other doubles it."""
     kernel: int = 5
-    """Odd."""
+    """Odd where a stage keeps the size."""
+    bias: bool = True
+    """Of all layers but the last; the norms after them make it idle."""
+    activation: Literal["silu", "relu"] = "silu"
     units: int = 256
     layers: int = 2
 
     def __post_init__(self) -> None:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, got {self.kernel}")
+        check_kernel(self.kernel, self.first)
 
     def build(self, obs: dict[str, ArraySpec], deter: int, stoch: int) -> Decoder:
         return Decoder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from worldmodel.distributions import symlog
 from worldmodel.nn.blocks import MLP, BatchNorm, Conv, Dense, DownConv, RMSNorm
 from worldmodel.specs import ArraySpec
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu}
 
 
 def stack_images(obs: dict[str, Tensor], keys: list[str]) -> Tensor:
@@ -50,26 +52,29 @@ class ConvNet(nn.Module):
 
 
 class StrideNet(nn.Module):
-    """Stages of strided conv -> BatchNorm -> SiLU, the first with stride 1 (Drama; STORM without that)."""
+    """Stages of strided conv -> BatchNorm -> activation (Drama, STORM)."""
 
     def __init__(self, shape: tuple[int, int, int], config: StrideEncoderConfig) -> None:
         super().__init__()
         height, width, channels = shape
-        shrink = 2 ** (len(config.mults) - 1)
+        keeps = config.first == "same"
+        shrink = 2 ** (len(config.mults) - keeps)
         if height % shrink or width % shrink:
             raise ValueError(
                 f"image height and width must be multiples of {shrink}, got {height} x {width}; resize the observation"
             )
         widths = [channels, *(config.depth * m for m in config.mults)]
         self.convs = nn.ModuleList(
-            (DownConv if i else Conv)(a, b, config.kernel) for i, (a, b) in enumerate(itertools.pairwise(widths))
+            (Conv if keeps and i == 0 else DownConv)(a, b, config.kernel, bias=config.bias)
+            for i, (a, b) in enumerate(itertools.pairwise(widths))
         )
         self.norms = nn.ModuleList(BatchNorm(b) for b in widths[1:])
+        self.act = ACTIVATIONS[config.activation]
         self.out_dim = (height // shrink) * (width // shrink) * widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms):
-            x = F.silu(norm(conv(x)))
+            x = self.act(norm(conv(x)))
         # (N, h, w, C) -> (N, h*w*C)
         return x.flatten(1)
 
@@ -132,25 +137,34 @@ class PatchEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StrideEncoderConfig:
-    """Strided convolutions with BatchNorm for images, an MLP for vectors (Drama, table "encoder")."""
+    """Strided convolutions with BatchNorm for images, an MLP for vectors (Drama, table "encoder"; STORM)."""
 
     depth: int = 16
     """Channels of stage i are depth x mults[i]."""
     mults: tuple[int, ...] = (1, 2, 3, 4, 4)
-    """The first stage keeps the size, every other halves it."""
+    first: Literal["same", "half"] = "same"
+    """Whether the first stage keeps the size, or halves it as every other."""
     kernel: int = 5
-    """Odd."""
+    """Odd where a stage keeps the size."""
+    bias: bool = True
+    """Of the convolutions; the norms after them make it idle."""
+    activation: Literal["silu", "relu"] = "silu"
     units: int = 256
     """Width of the vector MLP."""
     layers: int = 2
     """Layers of the vector MLP."""
 
     def __post_init__(self) -> None:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, got {self.kernel}")
+        check_kernel(self.kernel, self.first)
 
     def build(self, obs: dict[str, ArraySpec]) -> Encoder:
         return Encoder(obs, lambda shape: StrideNet(shape, self), self.units, self.layers)
+
+
+def check_kernel(kernel: int, first: Literal["same", "half"]) -> None:
+    """Raises ValueError where a convolution of even width would have to keep the size."""
+    if kernel % 2 == 0 and first == "same":
+        raise ValueError(f"kernel must be odd where the first stage keeps the size, got {kernel}; or take first='half'")
 
 
 def vector_width(spec: ArraySpec) -> int:

@@ -150,7 +150,7 @@ class Transformer(nn.Module):
 
     def initial(self, batch_size: int) -> TransformerState:
         """Zeros; nothing is learned here."""
-        c, like = self.config, self.embed[0].weight
+        c, like = self.config, self.get_parameter("embed.0.weight")
         past = tuple(like.new_zeros(batch_size, c.window - 1, c.width) for _ in range(c.layers))
         return TransformerState(
             deter=like.new_zeros(batch_size, c.width), stoch=like.new_zeros(batch_size, c.stoch, c.classes),
