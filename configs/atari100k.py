@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from worldmodel.config import Run
 from worldmodel.configs import published
-from worldmodel.configs.sizes import Objective, Size, Version, dreamer
+from worldmodel.configs.sizes import Core, Objective, Size, Version, dreamer
 from worldmodel.envs.atari import AtariConfig, game_name
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
@@ -17,6 +17,7 @@ def atari100k(
     size: Size = "200m",
     version: Version = "2024",
     objective: Objective = "reconstruction",
+    core: Core = "rssm",
 ) -> Run:
     """Atari100k from 64 x 64 RGB. "2024": ratio 128, all 18 actions; "main": ratio 256; "2023": ratio 1024."""
     settings: dict[Version, dict[str, Any]] = {
@@ -30,7 +31,7 @@ def atari100k(
     what = f"DreamerV3 {name}, Atari100k at 400k frames, training episodes (this run: version {version})"
     return Run(
         env=AtariConfig.atari100k(task, **s["env"]),
-        agent=dreamer(size, version=version, objective=objective),
+        agent=dreamer(size, version=version, objective=objective, core=core),
         replay=ReplayConfig(capacity=110_000, batch_size=16, length=64),
         train=TrainConfig(
             steps=100_000, num_envs=1, train_ratio=s["ratio"], eval_every=25_000, eval_episodes=10, eval_envs=5

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from worldmodel.config import Run
 from worldmodel.configs import published
-from worldmodel.configs.sizes import Objective, Size, Version, dreamer
+from worldmodel.configs.sizes import Core, Objective, Size, Version, dreamer
 from worldmodel.envs.dmc import DMCConfig
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
@@ -18,6 +18,7 @@ def vision(
     size: Size | Literal["published"] = "published",
     version: Version = "2024",
     objective: Objective = "reconstruction",
+    core: Core = "rssm",
     render: Literal["gl", "gl-fast", "ray"] = "gl",
 ) -> Run:
     """DMC from 64 x 64 pixels. "2024": repeat 2, ratio 512, 12m, 1M frames; "main": repeat 1, ratio 256, 200m."""
@@ -31,7 +32,7 @@ def vision(
     what = f"{table} (this run: version {version}, {render})"
     return _run(
         DMCConfig(task=task, obs="pixels", render=render, repeat=s["repeat"]),
-        s, size, version, objective, published.answer(published.DMC_VISION_2024, task, what), num_envs=8,
+        s, size, version, objective, core, published.answer(published.DMC_VISION_2024, task, what), num_envs=8,
     )
 
 
@@ -39,6 +40,7 @@ def proprio(
     task: str = "walker_walk",
     size: Size | Literal["published"] = "published",
     version: Version = "2024",
+    core: Core = "rssm",
 ) -> Run:
     """DMC from state vectors. "2024": repeat 2, ratio 512, 12m, 500k frames; "main": repeat 1, ratio 1024, 1m."""
     settings: dict[Version, dict[str, Any]] = {
@@ -50,15 +52,16 @@ def proprio(
     what = f"DreamerV3 2023, DMC proprio at 490k frames, repeat 2, ratio 512 (this run: version {version})"
     return _run(
         DMCConfig(task=task, obs="proprio", repeat=s["repeat"]),
-        s, size, version, "reconstruction", published.answer(published.DMC_PROPRIO_2023, task, what), num_envs=16,
+        s, size, version, "reconstruction", core, published.answer(published.DMC_PROPRIO_2023, task, what), num_envs=16,
     )
 
 
 def _run(
-    env: DMCConfig, settings: dict[str, Any], size: str, version: Version, objective: Objective, answer: str,
-    *, num_envs: int,
+    env: DMCConfig, settings: dict[str, Any], size: str, version: Version, objective: Objective, core: Core,
+    answer: str, *, num_envs: int,
 ) -> Run:
-    agent = dreamer(settings["size"] if size == "published" else size, version=version, objective=objective)  # type: ignore[arg-type]
+    chosen: Any = settings["size"] if size == "published" else size
+    agent = dreamer(chosen, version=version, objective=objective, core=core)
     if version == "2023":
         agent = dataclasses.replace(agent, actor=dataclasses.replace(agent.actor, gradient="dynamics"))
     return Run(

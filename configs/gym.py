@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from worldmodel.config import Run
-from worldmodel.configs.sizes import Objective, Size, dreamer
+from worldmodel.configs.sizes import Core, Objective, Size, dreamer
 from worldmodel.envs.gym import GymConfig
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
@@ -13,11 +13,12 @@ def gym(
     env: str = "CartPole-v1",
     size: Size = "nano",
     objective: Objective = "reconstruction",
+    core: Core = "rssm",
 ) -> Run:
     """Any Gymnasium id, or "my_module:MyEnv-v0"; encoders follow from what is observed. Learns CartPole on a CPU."""
     return Run(
         env=GymConfig(id=env),
-        agent=dreamer(size, objective=objective),
+        agent=dreamer(size, objective=objective, core=core),
         replay=ReplayConfig(capacity=200_000, batch_size=8, length=32),
         train=TrainConfig(
             steps=20_000, num_envs=4, train_ratio=32,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from worldmodel.config import Run
-from worldmodel.configs.sizes import Objective, dreamer
+from worldmodel.configs.sizes import Core, Objective, dreamer
 from worldmodel.envs.toys import ToyConfig
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
@@ -16,11 +16,15 @@ STEPS = {"catch": 16_000, "glide": 40_000, "recall": 32_000}
 optimum (docs/results)."""
 
 
-def quickstart(task: Literal["catch", "glide", "recall"] = "catch", objective: Objective = "reconstruction") -> Run:
+def quickstart(
+    task: Literal["catch", "glide", "recall"] = "catch",
+    objective: Objective = "reconstruction",
+    core: Core = "rssm",
+) -> Run:
     """Catch, Glide or Recall from 32 x 32 pixels, in minutes on two CPU cores."""
     # Recall pays nothing for a long time: noise must not talk the policy out of trying.
     entropy = 0.03 if task == "recall" else 3e-4
-    agent = dreamer("nano", objective=objective, imagination=10, lr=3e-3)
+    agent = dreamer("nano", objective=objective, core=core, imagination=10, lr=3e-3)
     return Run(
         env=ToyConfig(task=task),
         agent=replace(agent, actor=replace(agent.actor, entropy=entropy)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from worldmodel.agents.dreamer.actor import ActorConfig
 from worldmodel.agents.dreamer.agent import DreamerConfig
 from worldmodel.agents.values.twohot import TwoHotValueConfig
+from worldmodel.models.cores.mamba import MambaConfig
 from worldmodel.models.cores.rssm import RSSMConfig
 from worldmodel.models.latent import LatentModelConfig
 from worldmodel.models.objectives.barlow import BarlowConfig
@@ -19,6 +21,7 @@ from worldmodel.nn.encoders import ConvEncoderConfig, PatchEncoderConfig
 Size = Literal["nano", "1m", "12m", "25m", "50m", "100m", "200m", "400m"]
 Version = Literal["2023", "2024", "main"]
 Objective = Literal["reconstruction", "barlow", "infonce"]
+Core = Literal["rssm", "mamba"]
 
 OBJECTIVES: dict[str, Any] = {
     "reconstruction": ReconstructionConfig(),
@@ -49,17 +52,36 @@ SIZES: dict[str, Widths] = {
 }
 
 
+CORES: dict[Core, Callable[[Widths], Any]] = {
+    "rssm": lambda w: RSSMConfig(deter=w.deter, hidden=w.hidden, classes=w.classes),
+    # three blocks of this width have about as many parameters as the RSSM
+    "mamba": lambda w: MambaConfig(
+        d_model=2 * w.hidden, layers=3, headdim=min(64, w.hidden // 2), classes=w.classes, hidden=w.hidden,
+        img_layers=2, obs_layers=1,
+    ),
+}
+"""The core of each size, by name."""
+
+NANO_CORES: dict[Core, Any] = {
+    "rssm": RSSMConfig(deter=128, hidden=64, stoch=16, classes=8, blocks=4, logit_scale=5.0),
+    "mamba": MambaConfig(
+        d_model=128, layers=1, headdim=32, stoch=16, classes=8, hidden=64, img_layers=1, obs_layers=1, logit_scale=5.0
+    ),
+}
+
+
 def dreamer(
-    size: Size, *, version: Version = "2024", objective: Objective = "reconstruction", **changes: Any
+    size: Size, *, version: Version = "2024", objective: Objective = "reconstruction", core: Core = "rssm",
+    **changes: Any,
 ) -> DreamerConfig:
-    """A Dreamer of a named size. ``changes`` replace fields of DreamerConfig.
+    """A Dreamer of a named size, with any core. ``changes`` replace fields of DreamerConfig.
 
     Versions: "2024" is the published algorithm (arXiv v2, Nature). "main" is the reference implementation as of 2026:
     its discrete policies ignore the 1 % of uniform actions. "2023" takes from the first version what its published
     numbers hang on (KL weight 0.5, no critic loss on replay, continuous policies by backpropagation through the
     dynamics) in the networks and with the optimiser of 2024; it is not a reproduction of that code.
     """
-    model, units = (_nano(objective) if size == "nano" else _sized(SIZES[size], objective, version))
+    model, units = _nano(objective, core) if size == "nano" else _sized(SIZES[size], objective, version, core)
     actor = ActorConfig(units=units, unimix=0.0 if version == "main" else 0.01)
     value = TwoHotValueConfig(units=units)
     base: dict[str, Any] = {"model": model, "actor": actor, "value": value}
@@ -70,11 +92,11 @@ def dreamer(
     return DreamerConfig(**(base | changes))
 
 
-def _sized(w: Widths, objective: Objective, version: Version) -> tuple[LatentModelConfig, int]:
+def _sized(w: Widths, objective: Objective, version: Version, core: Core) -> tuple[LatentModelConfig, int]:
     model = LatentModelConfig(
         encoder=ConvEncoderConfig(depth=w.depth, units=w.units),
         decoder=ConvDecoderConfig(depth=w.depth, units=w.units),
-        core=RSSMConfig(deter=w.deter, hidden=w.hidden, classes=w.classes),
+        core=CORES[core](w),
         objective=OBJECTIVES[objective],
         units=w.units,
         dyn_scale=0.5 if version == "2023" else 1.0,
@@ -82,13 +104,13 @@ def _sized(w: Widths, objective: Objective, version: Version) -> tuple[LatentMod
     return model, w.units
 
 
-def _nano(objective: Objective) -> tuple[LatentModelConfig, int]:
+def _nano(objective: Objective, core: Core) -> tuple[LatentModelConfig, int]:
     """For CPUs: matrix products only, patches instead of convolutions."""
     units = 64
     model = LatentModelConfig(
         encoder=PatchEncoderConfig(patch=4, width=16, units=128, layers=2),
         decoder=PatchDecoderConfig(patch=4, width=16, units=128, layers=2),
-        core=RSSMConfig(deter=128, hidden=64, stoch=16, classes=8, blocks=4, logit_scale=5.0),
+        core=NANO_CORES[core],
         objective=OBJECTIVES[objective],
         units=units,
         # A reconstruction loss sums over pixels: a picture of 32 x 32 has a quarter of 64 x 64, and so has the price of

@@ -52,7 +52,15 @@ class DreamerConfig:
     value: Any = field(default_factory=TwoHotValueConfig)
     """``build(feature_dim) -> ValueLearner``."""
     imagination: int = 15
-    """H, imagined steps from every posterior state."""
+    """H, imagined steps from every start."""
+    starts: Literal["every", "window"] = "every"
+    """Where dreams begin: in every posterior state of the batch, or at the ends of windows of real steps that are
+    filtered anew from the initial state (STORM, Drama): ``Batch.starts`` where replay draws such, else cut from the
+    batch."""
+    windows: int = 64
+    """Windows that are cut from a batch."""
+    window: int = 8
+    """Real steps in each of these."""
     horizon: float = 333.0
     """Discount = 1 - 1/horizon, per decision."""
     lam: float = 0.95
@@ -79,6 +87,8 @@ class DreamerConfig:
     def __post_init__(self) -> None:
         if self.imagination < 1:
             raise ValueError(f"imagination must be at least 1 step, got {self.imagination}")
+        if self.windows < 1 or self.window < 1:
+            raise ValueError(f"windows and window must be at least 1, got {self.windows} and {self.window}")
         if self.horizon <= 1:
             raise ValueError(f"horizon must be more than 1 step, got {self.horizon}")
 
@@ -216,11 +226,19 @@ class Dreamer:
         return torch.stack([self.scales[name] * loss.mean() for name, loss in losses.items()]).sum()
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-        """World model and behaviour: named losses (B, T) ("replay_value": T-1), metrics, states with gradient."""
+        """World model and behaviour: named losses (B, T) ("replay_value": T-1; "policy" and "value" (W,), where dreams
+        begin at the ends of windows), metrics, states with gradient."""
         with self._cast():
             losses, states = self.model.loss(batch, self._context(batch))
-        behaviour, metrics, returns = self._imagination_losses(states, batch.is_terminal)
-        losses |= behaviour
+        every = self.config.starts == "every"
+        if every:
+            starts, is_terminal = tree.flatten_time(tree.detach(states)), batch.is_terminal.flatten()
+        else:
+            starts, is_terminal = self._window_ends(batch)
+        behaviour, metrics, returns = self._imagination_losses(starts, is_terminal)
+        losses |= {name: x.view_as(batch.reward) if every else x for name, x in behaviour.items()}
+        # where no dream began in the batch's states, what the critic says of them
+        bootstrap = returns.view_as(batch.reward) if every else self._judge(states)
         with self._cast():
             losses["replay_value"] = replay_value_loss(
                 self.value,
@@ -228,7 +246,7 @@ class Dreamer:
                 reward=batch.reward,
                 is_last=batch.is_last,
                 is_terminal=batch.is_terminal,
-                bootstrap=returns,
+                bootstrap=bootstrap,
                 discount=self.discount,
                 lam=self.config.lam,
             )
@@ -239,12 +257,37 @@ class Dreamer:
         the first cast of a weight, so a weight first used without gradient would get none from later uses."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
+    @torch.no_grad()
+    def _judge(self, states: Any) -> Tensor:
+        """(B, T) what returns bootstrap from."""
+        with self._cast():
+            return self.value.target(self.model.features(states))
+
+    @torch.no_grad()
+    def _window_ends(self, batch: Batch) -> tuple[Any, Tensor]:
+        """States (W, ...) at the ends of windows, filtered from the initial state, and which are terminal (W,)."""
+        windows = batch.starts
+        if windows is None:
+            windows = self._cut_windows(batch)
+        with self._cast():
+            seen = self.model.observe(
+                self.model.initial(windows.reward.shape[0]), windows.obs, windows.prev_action, windows.is_first
+            )
+        return tree.index(seen, (slice(None), -1)), windows.is_terminal[:, -1]
+
+    def _cut_windows(self, batch: Batch) -> Batch:
+        """Random stretches of the batch, (W, C, ...)."""
+        c, device, (rows, time) = self.config, batch.reward.device, batch.reward.shape
+        length = min(c.window, time)
+        row = torch.randint(rows, (c.windows, 1), device=device)
+        at = torch.randint(time - length + 1, (c.windows, 1), device=device) + torch.arange(length, device=device)
+        return tree.index(dataclasses.replace(batch, context={}, index=None, weight=None), (row, at))
+
     def _imagination_losses(
-        self, states: Any, is_terminal: Tensor
+        self, starts: Any, is_terminal: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Losses (B, T) of policy and value, metrics, and the imagined return (B, T) of every start state."""
-        c, shape = self.config, is_terminal.shape
-        starts = tree.flatten_time(tree.detach(states))
+        """Losses (N,) of policy and value, metrics, and the imagined return (N,) of every start (N, ...)."""
+        c = self.config
         through = c.actor.gradient == "dynamics"
         with torch.set_grad_enabled(through), self._cast():
             dream = imagine(self._dreamer, lambda features: self.actor(features).sample(), starts, c.imagination)
@@ -252,7 +295,7 @@ class Dreamer:
             features = self.model.features(dream.states)
             value = self._critic.target(features)
             # the real start state is alive unless it was terminal
-            alive = (~is_terminal).float().flatten().unsqueeze(1)
+            alive = (~is_terminal).float().unsqueeze(1)
             continues = torch.cat([alive, dream.continues], 1) * self.discount
             return_, weight = imagined_targets(reward=dream.reward, continues=continues, value=value, lam=c.lam)
             scale = self.normalizer(return_)
@@ -265,11 +308,8 @@ class Dreamer:
             else:
                 policy_loss = reinforce_loss(policy, dream.action, advantage, c.actor.entropy)
             value_loss = self.value.loss(features[:, :-1], return_)
-        # (N, H) -> (B, T)
-        losses = {
-            "policy": (weight * policy_loss).mean(1).reshape(shape),
-            "value": (weight * value_loss).mean(1).reshape(shape),
-        }
+        # (N, H) -> (N,)
+        losses = {"policy": (weight * policy_loss).mean(1), "value": (weight * value_loss).mean(1)}
         return_, advantage = return_.detach(), advantage.detach()
         metrics = {
             "actor/entropy": policy.entropy().detach().mean(),
@@ -280,7 +320,7 @@ class Dreamer:
             "imagination/reward": dream.reward.detach().mean(),
             "imagination/continues": dream.continues.detach().mean(),
         }
-        return losses, metrics, return_[:, 0].reshape(shape)
+        return losses, metrics, return_[:, 0]
 
     def _context(self, batch: Batch) -> Any:
         """The state before the batch's first step: what replay remembers of it, or nothing."""

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 
 from tests.unit.models import make_agent, make_batch, make_spec
 from worldmodel import tree
+from worldmodel.configs.drama import PUBLISHED
 from worldmodel.models.cores.mamba import Mamba, MambaConfig
-from worldmodel.models.latent import LatentModelConfig, free_on_mean
-from worldmodel.nn.decoders import StrideDecoderConfig
-from worldmodel.nn.encoders import StrideEncoderConfig
+from worldmodel.models.latent import free_on_mean
 from worldmodel.nn.mamba import conv_windows
 from worldmodel.types import ActionSpec, ArraySpec, EnvSpec
 
@@ -171,26 +170,24 @@ def test_a_block_of_drama_has_its_published_size():
     assert sizes == [1_603_792, 1_694_720]
 
 
-def drama_model(**core):
-    return LatentModelConfig(
-        encoder=StrideEncoderConfig(), decoder=StrideDecoderConfig(), core=MambaConfig(dropout=0.1, **core), units=256,
-        heads="deter", free_nats_on="batch", horizon=1e9,
-    )
-
-
 def test_the_world_model_of_drama_has_its_published_size():
     obs = {"image": ArraySpec(shape=(64, 64, 3), dtype="uint8")}
     with torch.device("meta"):
-        model = drama_model().build(EnvSpec(name="x", obs=obs, action=ActionSpec(kind="discrete", size=18)))
+        spec = EnvSpec(name="x", obs=obs, action=ActionSpec(kind="discrete", size=18))
+        model = PUBLISHED.model.build(spec)
+        actor, value = PUBLISHED.actor.build(model.feature_dim, spec.action), PUBLISHED.value.build(model.feature_dim)
     parts = {name: sum(p.numel() for p in m.parameters()) for name, m in model.named_children()}
     assert parts["encoder"] == 232_272
     assert parts["reward"] == 197_119 and parts["continues"] == 131_841
     assert round(sum(parts.values()) / 1e6, 2) == 7.16
+    behaviour = [sum(p.numel() for p in m.parameters()) for m in (actor, value.fast)]
+    assert [round(n / 1e6, 2) for n in behaviour] == [0.53, 1.44]
 
 
 def test_dropout_and_batch_statistics_are_for_learning_alone():
     spec = make_spec()
-    model = drama_model(d_model=32, headdim=16, stoch=4, classes=4).build(spec)
+    core = MambaConfig(d_model=32, headdim=16, stoch=4, classes=4, dropout=0.1)
+    model = replace(PUBLISHED.model, core=core).build(spec)
     batch = make_batch(spec, 2, 5)
     average = model.encoder.image.norms[0].mean.clone()
     state = model.initial(2)

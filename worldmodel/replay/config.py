@@ -16,8 +16,9 @@ class ReplayConfig:
     """Sequences per batch (B)."""
     length: int = 64
     """Steps per sequence (T), the context step not counted."""
-    sampler: Literal["uniform", "prioritized"] = "uniform"
-    """Start positions: every one alike, or by the agent's priorities."""
+    sampler: Literal["uniform", "prioritized", "dfs"] = "uniform"
+    """Start positions: every one alike, by the agent's priorities, or by how often each was drawn before (dynamic
+    frequency-based sampling, Drama)."""
     online_fraction: float = 1.0
     """Share of a batch's rows that may come from the online queue (fresh, non-overlapping sequences, each consumed once
     before older data is drawn); 0 switches the queue off."""
@@ -25,6 +26,12 @@ class ReplayConfig:
     """Priorities are raised to this power (alpha of Schaul et al. 2016, eq. 1)."""
     importance_exponent: float = 0.4
     """Power of the importance weights of prioritised draws (beta of Schaul et al. 2016); 0: all weights are 1."""
+    dfs_temperature: float = 10.0
+    """tau of "dfs": a start drawn this many times more often than another is e times less likely."""
+    windows: int = 0
+    """Short sequences beside each batch, for dreams to begin at their ends (``DreamerConfig.starts``); 0: none."""
+    window: int = 8
+    """Steps of each of these."""
     min_starts: int = 0
     """Start positions held before the first batch is drawn; 0: batch_size x length."""
     memory_budget: float = 0.5
@@ -39,6 +46,12 @@ class ReplayConfig:
             raise ValueError(f"capacity must be at least length + 1 = {self.length + 1} steps, got {self.capacity}")
         if not 0 <= self.online_fraction <= 1:
             raise ValueError(f"online_fraction must be in [0, 1], got {self.online_fraction}")
+        if self.windows < 0:
+            raise ValueError(f"windows must not be negative, got {self.windows}")
+        if self.windows and not 1 <= self.window <= self.length:
+            raise ValueError(f"window must be in [1, length={self.length}], got {self.window}")
+        if not 0 < self.dfs_temperature < float("inf"):
+            raise ValueError(f"dfs_temperature must be finite and positive, got {self.dfs_temperature}")
         for name in ("priority_exponent", "importance_exponent", "min_starts"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")

@@ -190,7 +190,15 @@ class RingReplay:
             weight = draw.weight
         if weight is not None and fresh:
             weight = torch.cat([weight.new_ones(len(fresh)), weight])
-        return self._gather(index, weight)
+        return replace(self._gather(index, weight), starts=self._draw_windows(window))
+
+    def _draw_windows(self, window: Window) -> Batch | None:
+        """The short sequences that dreams begin from, where they are asked for."""
+        if not self.config.windows:
+            return None
+        short = replace(window, length=self.config.window)
+        draw = self._sampler.draw_windows(self.config.windows, short, self._rng)
+        return replace(self._gather(draw.index, None, short.length), index=None)
 
     def peek(self, *, rows: int | None = None, length: int | None = None) -> Batch:
         """A uniform batch for looking: a function of the content alone, it disturbs neither random stream nor queue.

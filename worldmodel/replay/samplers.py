@@ -70,7 +70,11 @@ class Sampler(Protocol):
         ...
 
     def draw(self, count: int, window: Window, rng: np.random.Generator) -> Draw:
-        """Choose ``count`` starts of the window's valid ones, with replacement."""
+        """Choose ``count`` starts of the window's valid ones."""
+        ...
+
+    def draw_windows(self, count: int, window: Window, rng: np.random.Generator) -> Draw:
+        """Choose ``count`` starts of the short sequences that dreams begin from."""
         ...
 
     def update(self, rows: Tensor, priority: Tensor) -> None:
@@ -92,6 +96,11 @@ def make_sampler(config: ReplayConfig, num_envs: int, slots: int, device: torch.
         return PrioritizedSampler(
             num_envs, slots, device, exponent=config.priority_exponent, importance=config.importance_exponent
         )
+    if config.sampler == "dfs":
+        return FrequencySampler(
+            num_envs, slots, device, temperature=config.dfs_temperature,
+            share=config.batch_size / max(1, config.windows),
+        )
     return UniformSampler(device)
 
 
@@ -108,7 +117,7 @@ def span_rows(env_base: Tensor, slots: int, first: int, last: int) -> Tensor:
 
 def bytes_per_start(sampler: str) -> int:
     """Bytes that a sampler keeps per step held."""
-    return {"uniform": 0, "prioritized": 12}[sampler]
+    return {"uniform": 0, "prioritized": 12, "dfs": 8}[sampler]
 
 
 class UniformSampler:
@@ -126,6 +135,10 @@ class UniformSampler:
         env, offset = np.divmod(rng.integers(0, window.starts, count), window.last - window.first)
         index = torch.from_numpy(np.stack([env, window.first + offset], 1))
         return Draw(index=index.to(self._device, non_blocking=True))
+
+    def draw_windows(self, count: int, window: Window, rng: np.random.Generator) -> Draw:
+        """As :meth:`draw`."""
+        return self.draw(count, window, rng)
 
     def update(self, rows: Tensor, priority: Tensor) -> None:
         """Priorities mean nothing here."""
@@ -237,6 +250,10 @@ class PrioritizedSampler:
         weight = (mass.amin() / mass).pow(self._importance).float()
         return Draw(index=torch.stack([env, step], 1), weight=weight)
 
+    def draw_windows(self, count: int, window: Window, rng: np.random.Generator) -> Draw:
+        """Every one alike: priorities are the batch's."""
+        return UniformSampler(self._device).draw(count, window, rng)
+
     def update(self, rows: Tensor, priority: Tensor) -> None:
         """See :meth:`Sampler.update`; a priority that is not finite is ignored."""
         old = self._priority.index_select(0, rows)
@@ -274,3 +291,83 @@ class PrioritizedSampler:
 
     def _rows(self, first: int, last: int) -> Tensor:
         return span_rows(self._env_base, self._slots, first, last)
+
+
+class FrequencySampler:
+    """Dynamic frequency-based sampling (Drama, Wang et al. 2025): batches favour starts that were trained on seldom,
+    dreams those that were trained on more often than dreamed from.
+
+    With v_i and b_i, how often start i began a sequence of a batch and a window for dreams, and b'_i = b_i share:
+
+        batches  p_i ~ exp(-v_i / tau)        windows  p_i ~ exp(min(0, v_i - b'_i) / tau)
+
+    (the paper's score v - b' - max(0, v - b') is that minimum). Draws are without replacement and exact: independent
+    exponential times with rates p_i, of which the first ``count`` are taken, are draws one after the other. That is one
+    pass over the valid starts, in parallel. Where there are fewer starts than asked for, all are taken again and again.
+    """
+
+    def __init__(
+        self, num_envs: int, slots: int, device: torch.device, *, temperature: float, share: float
+    ) -> None:
+        """Args: temperature tau; share of a window in a batch's sequence, batch size / windows."""
+        self._slots, self._device = slots, device
+        self._temperature, self._share = temperature, share
+        self._trained = torch.zeros(num_envs * slots + 1, dtype=torch.int32, device=device)
+        self._dreamed = torch.zeros_like(self._trained)
+        self._grids = [x[:-1].view(num_envs, slots) for x in (self._trained, self._dreamed)]
+        self._env_base = torch.arange(num_envs, device=device) * slots
+
+    @property
+    def per_step(self) -> dict[str, Tensor]:
+        """See :attr:`Sampler.per_step`."""
+        return {"trained": self._trained, "dreamed": self._dreamed}
+
+    def added(self, slot: int) -> None:
+        """New steps were never drawn."""
+        for grid in self._grids:
+            grid.select(1, slot).zero_()
+
+    def draw(self, count: int, window: Window, rng: np.random.Generator) -> Draw:
+        """See :meth:`Sampler.draw`; without replacement."""
+        rows = self._rows(window)
+        return self._take(rows, -self._trained.index_select(0, rows).float(), count, window, rng, self._trained)
+
+    def draw_windows(self, count: int, window: Window, rng: np.random.Generator) -> Draw:
+        """See :meth:`Sampler.draw_windows`; without replacement."""
+        rows = self._rows(window)
+        trained, dreamed = (x.index_select(0, rows).float() for x in (self._trained, self._dreamed))
+        score = (trained - dreamed * self._share).clamp(max=0)
+        return self._take(rows, score, count, window, rng, self._dreamed)
+
+    def update(self, rows: Tensor, priority: Tensor) -> None:
+        """Priorities mean nothing here."""
+
+    def state(self) -> dict[str, float]:
+        """The counters are per step; this tells :meth:`restore` that they were saved."""
+        return {"counted": 1.0}
+
+    def restore(self, state: Mapping[str, float], window: Window) -> None:
+        """See :meth:`Sampler.restore`; without a saved state nothing was drawn yet."""
+        if not state:
+            self._trained.zero_()
+            self._dreamed.zero_()
+
+    def _rows(self, window: Window) -> Tensor:
+        return span_rows(self._env_base, self._slots, window.first, window.last)
+
+    def _take(
+        self, rows: Tensor, score: Tensor, count: int, window: Window, rng: np.random.Generator, counter: Tensor
+    ) -> Draw:
+        """Draw ``count`` of ``rows`` by exp(score / tau), and count them."""
+        # on the device, since there may be a million; the ring's generator decides, and is what is saved
+        generator = torch.Generator(self._device).manual_seed(int(rng.integers(2**63)))
+        waits = torch.empty(len(rows), dtype=torch.float64, device=self._device).exponential_(generator=generator)
+        # logarithms: rates of starts drawn very often underflow
+        first = torch.topk(waits.log() - score / self._temperature, min(count, len(rows)), largest=False).indices
+        if len(first) < count:
+            first = first.repeat(-(-count // len(first)))[:count]
+        chosen = rows[first]
+        counter.index_add_(0, chosen, torch.ones_like(chosen, dtype=counter.dtype))
+        env, slot = chosen // self._slots, chosen % self._slots
+        step = window.low + (slot - window.low) % self._slots
+        return Draw(index=torch.stack([env, step], 1))

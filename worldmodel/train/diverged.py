@@ -40,12 +40,14 @@ def dump(
 
 
 def _named(batch: Batch) -> dict[str, Tensor]:
-    """Tensors by field, those of a mapping as "field/key"."""
+    """Tensors by field, those of a mapping and of another batch as "field/key"."""
     named: dict[str, Tensor] = {}
     for field in fields(batch):  # pyright: ignore[reportArgumentType]
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
             named[field.name] = value
+        elif isinstance(value, Batch):
+            named |= {f"{field.name}/{key}": x for key, x in _named(value).items()}
         elif isinstance(value, Mapping):
             named |= {f"{field.name}/{key}": x for key, x in value.items()}
     return named
