@@ -1,6 +1,7 @@
 # make demo    install, and learn a pixel task on this machine in minutes
 # make test    install with test tools, and run all tests
 # make lint    ruff and pyright
+# make docs    the pages of docs/ as a site, in build/site
 #
 # PYTHON=python3.12       which Python makes the environment
 # VENV=.venv              where it lives
@@ -22,7 +23,7 @@ DEMO_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint install install-dev clean-venv
+.PHONY: demo test lint docs install install-dev clean-venv
 .DELETE_ON_ERROR:
 
 demo: install
@@ -36,6 +37,10 @@ test: install-dev
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: install
+	$(PIP) install --quiet "$(TORCH)" --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: $(VENV)/.installed
 

@@ -57,11 +57,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     "info": FOUNDATION | {"config", "replay", "train"},
     "trained": FOUNDATION | {"config", "envs", "train"},
     "published": frozenset({"errors"}),
+    "sweep": frozenset({"errors", "arguments", "sweep", "config", "presets", "train"}),
     "report": FOUNDATION | {"", "report", "config", "published", "train"},
     "runs": FOUNDATION | {"config", "envs", "replay", "train", "trained"},
     "cli": FOUNDATION
     | {"", "arguments", "bench", "check", "config", "doctor", "export", "info", "listing", "options", "presets"}
-    | {"report", "runs", "train"},
+    | {"report", "runs", "sweep", "train"},
     "bench": FOUNDATION | {"bench", "config", "runs", "envs", "replay", "train"},
     "__main__": frozenset({"cli"}),
     "dreams": FOUNDATION | {"replay", "runs", "train", "trained"},

@@ -1,9 +1,4 @@
-"""The README's snippets run as printed.
-
-```python  blocks run in the order they stand, in one folder; a first line "# name.py" makes a block that file instead.
-```console lines that begin with "$ " run in the same folder.
-```sh      lines take long or need a clone: their `worldmodel` commands are parsed, and their make targets exist.
-"""
+"""The README's snippets run as printed (tests/snippets.py says which); make targets of ```sh blocks exist."""
 
 from __future__ import annotations
 
@@ -16,17 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from worldmodel import listing, presets
-from worldmodel.arguments import TrainOptions
+from tests.snippets import ROOT, after, blocks, command_lines, file_name, parse
+from worldmodel import listing
 from worldmodel.cli import COMMANDS
 
-ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks() -> list[tuple[str, str]]:
-    return [(match[1], match[2]) for match in BLOCK.finditer(README.read_text())]
 
 
 def run(words: list[str], folder: Path) -> str:
@@ -37,17 +26,16 @@ def run(words: list[str], folder: Path) -> str:
 
 
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
-    kinds = [kind for kind, _ in blocks()]
+    kinds = [kind for kind, _ in blocks(README)]
     assert set(kinds) == {"python", "console", "sh"}
     assert kinds.count("python") >= 3 and kinds.count("console") >= 3
 
 
 @pytest.mark.slow
 def test_python_and_console_blocks_run_in_order(tmp_path: Path) -> None:
-    for kind, text in blocks():
-        name = re.match(r"# (\w+\.py)\n", text)
-        if kind == "python" and name is not None:
-            (tmp_path / name[1]).write_text(text)
+    for kind, text in blocks(README):
+        if kind == "python" and (name := file_name(text)):
+            (tmp_path / name).write_text(text)
         elif kind == "python":
             run([sys.executable, "-c", text], tmp_path)
         elif kind == "console":
@@ -59,14 +47,11 @@ def test_python_and_console_blocks_run_in_order(tmp_path: Path) -> None:
 
 
 def test_long_commands_name_presets_and_options_that_exist() -> None:
-    lines = [line for kind, text in blocks() if kind == "sh" for line in text.splitlines()]
-    commands = [shlex.split(line)[1:] for line in lines if line.startswith("worldmodel ")]
+    lines = [words for kind, text in blocks(README) if kind == "sh" for words in command_lines(text)]
+    commands = [given for words in lines if (given := after(words, "worldmodel"))]
     assert len(commands) >= 4
     for command in commands:
-        assert command[0] == "train"
-        preset = presets.find_preset(command[1])
-        made, _, _ = presets.parse(preset, command[2:], TrainOptions(), prog="worldmodel train")
-        assert made.published
+        parse(command)
 
 
 def test_make_targets_exist() -> None:

@@ -59,6 +59,40 @@ class ResumeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Train a preset with many seeds and settings; what is finished is skipped, what is not goes on. Every other option
+    of `worldmodel train PRESET` holds for all runs."""
+
+    out: Path = Path()
+    """Folder of the sweep: a run folder and a log for each run, sweep.md, sweep.json."""
+    seeds: str = "0"
+    """0..4, or 0,2,5."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """agent.lr=1e-4,3e-4: every combination of what is given so, options of the preset or its run; may be repeated."""
+    search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """agent.lr=1e-5..1e-2:log, or a list: Optuna chooses, to maximise the last evaluation by mode; may be repeated."""
+    trials: int = 20
+    """Settings that a search tries, each with all seeds."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """How Optuna chooses."""
+    on: Literal["local", "ray"] = "local"
+    """Processes of this machine, or tasks of a Ray cluster (RAY_ADDRESS)."""
+    parallel: int = 1
+    """Runs side by side on this machine; in a search, runs of the same moment on either."""
+    cpus: float = 1.0
+    """ray: processors of a run."""
+    gpus: float = 0.0
+    """ray: GPUs of a run; 0.5 puts two on one."""
+    dry_run: bool = False
+    """Say what would be run, and how far it is."""
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "parallel"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalOptions:
     """Evaluate the newest checkpoint of a run folder."""
 

@@ -24,6 +24,7 @@ from worldmodel.arguments import (
     ListOptions,
     ReportOptions,
     ResumeOptions,
+    SweepOptions,
     TrainOptions,
 )
 from worldmodel.bench import AGAINST, PARTS
@@ -39,6 +40,7 @@ usage: worldmodel COMMAND [...]
 World models learned from pixels, and the agents that learn inside them.
 
   train [PRESET]   learn, in a new run folder (PRESET: quickstart)
+  sweep [PRESET]   learn with many seeds and settings, side by side
   resume RUN       go on from the newest checkpoint of a run folder
   eval RUN         play whole episodes with a trained agent
   export RUN       write a trained agent as programs that run without worldmodel
@@ -57,6 +59,7 @@ EXIT_CODES: tuple[tuple[type[UserError], int], ...] = ((StorageError, 75), (Dive
 
 FAILING_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 """What no code of ours can help, wherever it comes from."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code. An unexpected exception is a bug, and shows its traceback."""
@@ -106,6 +109,17 @@ def train(argv: list[str]) -> int:
     from worldmodel import runs
 
     return _finish(runs.start(run, folder, preset=preset.name, preset_args=arguments), folder, run)
+
+
+def sweep(argv: list[str]) -> int:
+    """``worldmodel sweep PRESET --seeds 0..4 [--set KEY=A,B] [--on local|ray] --out DIR [overrides]``."""
+    name, rest = _preset(argv)
+    if any(word in options.HELP for word in rest):
+        options.parse(SweepOptions, ["--help"], prog="worldmodel sweep PRESET")
+    asked, words = options.partition(SweepOptions, rest, prog="worldmodel sweep")
+    from worldmodel.sweep import run
+
+    return run.sweep(name or presets.DEFAULT, words, asked, say=_note)
 
 
 def resume(argv: list[str]) -> int:
@@ -199,7 +213,9 @@ def report(argv: list[str]) -> int:
     asked = options.parse(ReportOptions, argv, prog="worldmodel report")
     from worldmodel.report.write import write
 
-    written = write(asked.runs, asked.out)
+    # a sweep's folder holds its table and logs beside the runs, and the shell's * names all of them
+    folders = tuple(path for path in asked.runs if not path.is_file())
+    written = write(folders or asked.runs, asked.out)
     for sentence in written.warnings:
         _note(f"worldmodel: {sentence}")
     print(f"{written.page}\n{len(written.pictures)} charts in {asked.out}")
@@ -286,9 +302,8 @@ def doctor(argv: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "bench": bench,
-    "train": train, "resume": resume, "eval": evaluate, "export": export, "report": report, "info": info, "list": list_,
-    "check": check, "doctor": doctor,
+    "train": train, "sweep": sweep, "resume": resume, "eval": evaluate, "export": export, "bench": bench, "info": info,
+    "report": report, "list": list_, "check": check, "doctor": doctor,
 }
 
 _BENCH = """usage: worldmodel bench PART [PRESET] [--json FILE] [--OPTION VALUE ...]

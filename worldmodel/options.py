@@ -50,6 +50,11 @@ def parse_known(kind: type[T], argv: Sequence[str], *, prog: str) -> T:
     return _tyro(kind, words, prog=prog, description="", default=None, flat=())[0]
 
 
+def partition(kind: type[T], argv: Sequence[str], *, prog: str) -> tuple[T, list[str]]:
+    """As :func:`parse_known`, and the words that it does not know, in their order."""
+    return _tyro(kind, argv, prog=prog, description="", default=None, flat=())
+
+
 def names(config: Any, prefix: str = "", *, flat: Collection[str] = ()) -> list[str]:
     """Every option of a dataclass or of an instance: "--agent.model.core.deter".
 

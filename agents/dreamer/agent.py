@@ -332,7 +332,7 @@ class Dreamer:
 
     def report(self, batch: Batch, *, observed: int | None = None, rows: int = 6) -> dict[str, Tensor]:
         """Open-loop prediction: filter ``observed`` steps (half the batch by default), then dream on with the real
-        actions. "truth/KEY" and "model/KEY" (rows, T, h, w, C) in [0, 1], and "report/open_loop_mse"."""
+        actions. "truth/KEY" and "model/KEY" (rows, T, h, w, C) in [0, 1], and "report/open_loop_mse_KEY"."""
         if not isinstance(self.model, Decodes):
             return {}
         observed = batch.reward.shape[1] // 2 if observed is None else observed
