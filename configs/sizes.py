@@ -11,6 +11,7 @@ from worldmodel.agents.dreamer.agent import DreamerConfig
 from worldmodel.agents.values.twohot import TwoHotValueConfig
 from worldmodel.models.cores.mamba import MambaConfig
 from worldmodel.models.cores.rssm import RSSMConfig
+from worldmodel.models.cores.transformer import TransformerConfig
 from worldmodel.models.latent import LatentModelConfig
 from worldmodel.models.objectives.barlow import BarlowConfig
 from worldmodel.models.objectives.infonce import InfoNCEConfig
@@ -21,7 +22,7 @@ from worldmodel.nn.encoders import ConvEncoderConfig, PatchEncoderConfig
 Size = Literal["nano", "1m", "12m", "25m", "50m", "100m", "200m", "400m"]
 Version = Literal["2023", "2024", "main"]
 Objective = Literal["reconstruction", "barlow", "infonce"]
-Core = Literal["rssm", "mamba"]
+Core = Literal["rssm", "mamba", "transformer"]
 
 OBJECTIVES: dict[str, Any] = {
     "reconstruction": ReconstructionConfig(),
@@ -59,6 +60,11 @@ CORES: dict[Core, Callable[[Widths], Any]] = {
         d_model=2 * w.hidden, layers=3, headdim=min(64, w.hidden // 2), classes=w.classes, hidden=w.hidden,
         img_layers=2, obs_layers=1,
     ),
+    # and so have two of these
+    "transformer": lambda w: TransformerConfig(
+        width=2 * w.hidden, layers=2, heads=max(2, w.hidden // 32), ffn=4 * w.hidden, classes=w.classes,
+        hidden=w.hidden, img_layers=2, obs_layers=1,
+    ),
 }
 """The core of each size, by name."""
 
@@ -66,6 +72,10 @@ NANO_CORES: dict[Core, Any] = {
     "rssm": RSSMConfig(deter=128, hidden=64, stoch=16, classes=8, blocks=4, logit_scale=5.0),
     "mamba": MambaConfig(
         d_model=128, layers=1, headdim=32, stoch=16, classes=8, hidden=64, img_layers=1, obs_layers=1, logit_scale=5.0
+    ),
+    "transformer": TransformerConfig(
+        width=128, layers=2, heads=4, ffn=256, window=16, stoch=16, classes=8, hidden=64, img_layers=1, obs_layers=1,
+        logit_scale=5.0,
     ),
 }
 

@@ -12,14 +12,18 @@ from worldmodel.agents.dreamer.agent import Dreamer
 from worldmodel.configs.sizes import NANO_CORES, OBJECTIVES, dreamer
 from worldmodel.models.cores.mamba import MambaConfig
 from worldmodel.models.cores.rssm import RSSMConfig
+from worldmodel.models.cores.transformer import TransformerConfig
 
 TINY = {
     "rssm": RSSMConfig(deter=16, hidden=8, stoch=3, classes=4, blocks=4),
     "mamba": MambaConfig(d_model=16, layers=2, headdim=8, d_state=4, stoch=3, classes=4),
+    "transformer": TransformerConfig(width=16, heads=2, ffn=16, window=4, stoch=3, classes=4),
 }
 VARIANTS = {
     "rssm frame": replace(TINY["rssm"], posterior="frame"),
     "mamba recurrent": replace(TINY["mamba"], posterior="recurrent"),
+    "transformer recurrent": replace(TINY["transformer"], posterior="recurrent"),
+    "transformer of STORM": replace(TINY["transformer"], positions="learned", norm="post", window=8, dropout=0.1),
     "mamba1": replace(TINY["mamba"], mixer="mamba1"),
 }
 

@@ -12,11 +12,9 @@ from tests.unit.models import make_agent, make_batch, make_spec
 from worldmodel import tree
 from worldmodel.check.core import check_core
 from worldmodel.check.still import Still
+from worldmodel.configs.storm import PUBLISHED
 from worldmodel.models.cores.transformer import TransformerConfig
-from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn.attention import turned, turns
-from worldmodel.nn.decoders import StrideDecoderConfig
-from worldmodel.nn.encoders import StrideEncoderConfig
 from worldmodel.types import ActionSpec, ArraySpec, EnvSpec
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "ffn": 24, "window": 4, "stoch": 3, "classes": 4}
@@ -273,8 +271,7 @@ def test_a_sequence_longer_than_the_learned_positions_is_refused():
 
 
 def test_storms_transformer_has_the_published_size():
-    c = TransformerConfig(positions="learned", norm="post", dropout=0.1)
-    core = c.build(18, 4096)
+    core = PUBLISHED.model.core.build(18, 4096)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in core.named_children()}
     heads = sizes.pop("prior_head") + sizes.pop("posterior_head")
     assert heads == 4_720_640
@@ -284,23 +281,10 @@ def test_storms_transformer_has_the_published_size():
     assert sum(sizes.values()) + core.positions.numel() == stem + 64 * 512 + 2 * 512 + 2 * block == 5_032_960
 
 
-def storm_model(**core):
-    return LatentModelConfig(
-        encoder=StrideEncoderConfig(
-            depth=32, mults=(1, 2, 4, 8), first="half", kernel=4, bias=False, activation="relu"
-        ),
-        decoder=StrideDecoderConfig(
-            depth=32, mults=(1, 2, 4, 8), first="half", kernel=4, bias=False, activation="relu"
-        ),
-        core=TransformerConfig(**({"positions": "learned", "norm": "post", "dropout": 0.1} | core)),
-        units=512, heads="deter", reward_layers=2, continue_layers=2, free_nats_on="batch",
-    )
-
-
 def test_the_world_model_of_storm_has_its_published_size():
     obs = {"image": ArraySpec(shape=(64, 64, 3), dtype="uint8")}
     with torch.device("meta"):
-        model = storm_model().build(EnvSpec(name="x", obs=obs, action=ActionSpec(kind="discrete", size=18)))
+        model = PUBLISHED.model.build(EnvSpec(name="x", obs=obs, action=ActionSpec(kind="discrete", size=18)))
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     assert parts == {
         "encoder": 690_624, "core": 5_032_960 + 4_720_640, "objective": 4_884_931, "reward": 657_151,
@@ -311,7 +295,8 @@ def test_the_world_model_of_storm_has_its_published_size():
 
 def test_dropout_and_batch_statistics_are_for_learning_alone():
     spec = make_spec()
-    model = storm_model(width=16, heads=2, ffn=16, window=8, stoch=3, classes=4).build(spec)
+    core = TransformerConfig(**(SMALL | {"window": 8, "dropout": 0.1}))
+    model = dataclasses.replace(PUBLISHED.model, core=core).build(spec)
     batch = make_batch(spec, 2, 5)
     losses = [model.loss(batch, model.initial(2))[0]["reconstruction"] for _ in range(2)]
     assert not torch.allclose(*losses) and not model.training
