@@ -28,7 +28,7 @@ def quickstart(
     agent = replace(agent, actor=replace(agent.actor, entropy=entropy))
     return Run(
         env=ToyConfig(task=task),
-        agent=_precise(agent) if task == "glide" else agent,
+        agent=_precise(agent, objective) if task == "glide" else agent,
         replay=ReplayConfig(capacity=100_000, batch_size=16, length=16),
         train=TrainConfig(
             steps=STEPS[task],
@@ -45,10 +45,13 @@ def quickstart(
     )
 
 
-def _precise(agent: DreamerConfig) -> DreamerConfig:
+def _precise(agent: DreamerConfig, objective: Objective) -> DreamerConfig:
     """For Glide, where a pixel matters. Its episodes are 50 steps: a discount that looks 333 ahead drowns the price of
     being slightly off in the sum of all that follows. Remembered latents are some hundred updates old, in which a small
     model moves far: it then filters what it can no longer read. And the posterior shall stay where the prior can
-    follow."""
+    follow. Without a decoder to shape the latents, the score function finds too little in them; the gradient of the
+    dynamics finds more, in smaller steps."""
+    if objective != "reconstruction":
+        agent = replace(agent, lr=1.5e-3, actor=replace(agent.actor, gradient="dynamics"))
     model = replace(agent.model, horizon=30.0, rep_scale=0.1)
     return replace(agent, model=model, horizon=30.0, context="blank")
