@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from worldmodel.types import ArraySpec, Batch, EnvSpec, Prediction, Step, Update
+from worldmodel.types import ActionSpec, ArraySpec, Batch, EnvSpec, Plan, Prediction, Step, Update
 
 S = TypeVar("S")
 C = TypeVar("C")
@@ -140,6 +140,56 @@ class Policy(Protocol):
 
     def __call__(self, features: Tensor, /) -> ActionDistribution:
         """(..., F) -> distribution over (..., A)."""
+        ...
+
+
+class PlanningObjective(Protocol[S]):
+    """What a planner sees of the world: how good sequences are, what the policy would do, and, for trees, single
+    steps. It may be held by many planners and keeps nothing between calls."""
+
+    @property
+    def model(self) -> WorldModel[S]: ...
+    @property
+    def action(self) -> ActionSpec: ...
+    @property
+    def discount(self) -> float: ...
+    @property
+    def policy(self) -> Policy | None: ...
+    @property
+    def value(self) -> Callable[[Tensor], Tensor] | None:
+        """(..., F) -> (...)."""
+        ...
+
+    def score(self, state: S, action: Tensor) -> Tensor:
+        """(B, ...) state and (B, N, H, A) candidates -> (B, N) float32, higher is better, always finite."""
+        ...
+
+    def propose(self, state: S, count: int, horizon: int) -> Tensor:
+        """(B, count, H, A) sequences that the policy chooses in the model. Raises UserError where there is none."""
+        ...
+
+
+class Planner(Protocol):
+    """Chooses actions by search, without learning: a frozen dataclass of numbers, batched over B, that keeps nothing.
+
+    What it remembers from one decision to the next goes in and comes out as a ``Plan``. All its noise has fixed shapes
+    and comes from torch's default generator, so a ``Stream`` around the call decides it, and a call is one graph.
+    """
+
+    def initial(self, batch_size: int, action_size: int) -> Plan:
+        """A plan that knows nothing, on the CPU."""
+        ...
+
+    def __call__(
+        self, objective: PlanningObjective[S], state: S, plan: Plan, first: Tensor
+    ) -> tuple[Plan, dict[str, Tensor]]:
+        """Plan from ``state`` (B, ...).
+
+        Args: plan: what the last call returned. first: (B,) bool; these rows forget their plan.
+        Returns: the new plan, and "value" (B,) the score of the best sequence found, "evaluations" () model steps an
+            environment, where a step with its gradient counts 3; and what else the planner tells, each (B,).
+        Raises: UserError where the objective cannot serve it: another kind of action, no policy, no value.
+        """
         ...
 
 

@@ -94,9 +94,11 @@ class Plan:
     action: Tensor
     """(B, A) the action to take now."""
     mean: Tensor
-    """(B, H, A)."""
+    """(B, H, A) ``mean[t]`` is meant for t steps from now: a planner shifts it when it is handed back."""
     std: Tensor
     """(B, H, A)."""
+    kept: Tensor
+    """(B, K, H, A) good sequences that the next plan begins with; K = 0 where the planner keeps none."""
 
 
 @struct

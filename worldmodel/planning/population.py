@@ -1,0 +1,85 @@
+"""What sampling planners have in common: candidates (B, N, H, A), scores (B, N), elites and their moments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worldmodel.errors import UserError
+from worldmodel.protocols import PlanningObjective
+from worldmodel.types import Plan
+
+Info = dict[str, Tensor]
+
+
+def blank(batch_size: int, horizon: int, action_size: int, *, kept: int = 0) -> Plan:
+    """A plan of zeros."""
+    sequence = torch.zeros(batch_size, horizon, action_size)
+    return Plan(
+        action=sequence[:, 0].clone(), mean=sequence, std=sequence.clone(),
+        kept=torch.zeros(batch_size, kept, horizon, action_size),
+    )
+
+
+def require(objective: PlanningObjective[Any], kind: str, planner: object) -> None:
+    """Raises UserError where the objective's actions are not of this kind."""
+    if objective.action.kind != kind:
+        other = "CategoricalCEM, MuZero or GumbelMuZero" if kind == "continuous" else "CEM, ICEM, MPPI or PolicyMPPI"
+        raise UserError(
+            f"{type(planner).__name__} plans {kind} actions, but this environment's are {objective.action.kind}; take "
+            f"{other}"
+        )
+
+
+def demand(**numbers: float) -> None:
+    """Raises ValueError for a count below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def fits(*, elites: int, samples: int) -> None:
+    """Raises ValueError where there are more elites than samples."""
+    if elites > samples:
+        raise ValueError(
+            f"elites must be at most samples, got {elites} of {samples}; lower elites or draw more samples"
+        )
+
+
+def warm(sequence: Tensor, first: Tensor) -> Tensor:
+    """(B, ..., H, A) one step on, the last slot zero; all zeros where ``first`` (B,)."""
+    moved = torch.cat([sequence[..., 1:, :], torch.zeros_like(sequence[..., :1, :])], -2)
+    return torch.where(first.reshape(-1, *[1] * (sequence.ndim - 1)), 0.0, moved)
+
+
+def bounded(candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N, H, A) inside [-1, 1], and (B,) the share of numbers that were outside."""
+    return candidates.clamp(-1, 1), (candidates.abs() > 1).float().mean((1, 2, 3))
+
+
+def best(candidates: Tensor, score: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count`` best, best first: (B, K, H, A), their scores (B, K), their indices (B, K)."""
+    values, index = score.topk(count, 1)
+    return pick(candidates, index), values, index
+
+
+def pick(candidates: Tensor, index: Tensor) -> Tensor:
+    """(B, N, ...) at (B, K) -> (B, K, ...)."""
+    return candidates[torch.arange(candidates.shape[0], device=candidates.device).unsqueeze(1), index]
+
+
+def moments(candidates: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (B, H, A) under weights (B, K) that sum to 1, but for rounding."""
+    weight = weight[..., None, None]
+    mean = (weight * candidates).sum(1).clamp(-1, 1)
+    return mean, (weight * (candidates - mean.unsqueeze(1)).square()).sum(1).sqrt()
+
+
+def told(score: Tensor, evaluations: int, **more: Tensor) -> Info:
+    """What every planner tells of its last population: (B, N) scores, and model steps an environment."""
+    return {
+        "value": score.amax(1), "spread": score.std(1, correction=0),
+        "evaluations": torch.full((), float(evaluations), device=score.device), **more,
+    }
