@@ -22,7 +22,7 @@ SOURCES = sorted(
     + [p for room in LINKED for p in (ROOT / room).rglob("*.py")]
 )
 
-FOUNDATION = frozenset({"specs", "types", "protocols", "tree", "errors", "rng"})
+FOUNDATION = frozenset({"specs", "types", "protocols", "tree", "errors", "rng", "ranks"})
 """Imported by everybody, and importing nothing but each other, torch and numpy."""
 
 ALLOWED: dict[str, frozenset[str]] = {
@@ -30,6 +30,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "tree": frozenset(),
     "rng": frozenset(),
+    "ranks": frozenset(),
     "types": frozenset({"specs", "tree"}),
     "protocols": frozenset({"specs", "types", "tree"}),
     "kernels": frozenset({"kernels"}),

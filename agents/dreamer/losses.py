@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worldmodel import ranks
 from worldmodel.distributions import BoundedNormal, Categorical
 from worldmodel.returns import lambda_return, reach_weight
 
@@ -75,7 +76,7 @@ class ReturnNormalizer(nn.Module):
     @torch.no_grad()
     def forward(self, return_: Tensor) -> Tensor:
         """Take in a batch of returns (any shape) and give the scale, a scalar. Non-finite returns change nothing."""
-        flat = return_.detach().float().flatten()
+        flat = ranks.rows(return_.detach().float().flatten())
         low, high = torch.quantile(flat, self.quantiles).unbind()
         finite = torch.isfinite(low) & torch.isfinite(high)
         self.low.copy_(torch.where(finite, self.low + self.rate * (low - self.low), self.low))

@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from worldmodel import ranks
 from worldmodel.kernels.unimix_categorical import balanced_kl
 from worldmodel.models.cores.base import Core
 from worldmodel.models.cores.rssm import RSSMConfig
@@ -179,5 +180,5 @@ def free_on_mean(kl: Tensor, free_nats: float) -> Tensor:
 
     Below the floor there is no gradient, and every entry keeps its distance from the mean.
     """
-    mean = kl.mean()
+    mean = ranks.rows(kl.detach().mean().unsqueeze(0)).mean()
     return torch.where(mean > free_nats, kl, (kl - mean).detach() + free_nats)

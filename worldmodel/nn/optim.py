@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from worldmodel import ranks
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -65,9 +67,11 @@ class LaProp:
 
     def backward(self, loss: Tensor) -> None:
         """Write the gradient of ``loss`` over the flat one; zero where the loss does not reach. Unlike
-        ``loss.backward()`` it adds to nothing, so there is nothing to clear before."""
+        ``loss.backward()`` it adds to nothing, so there is nothing to clear before. Where processes share a batch, it
+        is the mean of theirs."""
         grads = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         torch.cat([g.reshape(-1) for g in grads], out=self.grad)
+        ranks.average_(self.grad)
 
     @torch.no_grad()
     def step(
@@ -83,7 +87,7 @@ class LaProp:
         norms = _norms(self._grads)
         total = norms.square().sum().sqrt()
         finite = torch.isfinite(total)
-        healthy = finite if healthy is None else finite & healthy
+        healthy = finite if healthy is None else finite & ranks.all_true(healthy)
         factor = torch.ones_like(norms)
         if self.clip:
             bound = self.clip * _norms([p.data for p in self.parameters]).clamp(min=1e-3)

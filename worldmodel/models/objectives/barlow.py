@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from worldmodel import ranks
 from worldmodel.nn.blocks import Linear
 from worldmodel.types import Batch
 
@@ -47,7 +48,8 @@ class Barlow(nn.Module):
         self.scales = {"barlow": config.scale}
 
     def forward(self, features: Tensor, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
-        c = cross_correlation(self.project(features).flatten(0, 1).float(), tokens.detach().flatten(0, 1).float())
+        latents, targets = self.project(features).flatten(0, 1).float(), tokens.detach().flatten(0, 1).float()
+        c = cross_correlation(ranks.rows(latents), ranks.rows(targets))
         diagonal = c.diagonal()
         on = (diagonal - 1).square().sum()
         off = c.square().sum() - diagonal.square().sum()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worldmodel import ranks
 from worldmodel.nn.blocks import Linear
 from worldmodel.types import Batch
 
@@ -36,7 +37,8 @@ class InfoNCE(nn.Module):
         self.scales = {"infonce": scale}
 
     def forward(self, features: Tensor, tokens: Tensor, batch: Batch) -> dict[str, Tensor]:
-        # (N, N)
-        logits = (self.project(features).flatten(0, 1) @ tokens.flatten(0, 1).T).float()
-        own = torch.log_softmax(logits, -1).diagonal()
+        # (N, N); where processes share a batch, (N, processes x N)
+        mine = tokens.flatten(0, 1)
+        logits = (self.project(features).flatten(0, 1) @ ranks.rows(mine).T).float()
+        own = torch.log_softmax(logits, -1).diagonal(ranks.index() * mine.shape[0])
         return {"infonce": -own.reshape(tokens.shape[:2])}

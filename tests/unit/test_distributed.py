@@ -1,0 +1,129 @@
+"""Several processes that share a batch: halves give what the whole gives, and who is left behind says by whom."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.models import make_agent, make_batch, make_spec
+from worldmodel import ranks, tree
+from worldmodel.agents.dreamer.agent import Dreamer
+from worldmodel.check.still import Still
+from worldmodel.errors import UserError
+from worldmodel.models.objectives.barlow import BarlowConfig
+from worldmodel.models.objectives.infonce import InfoNCEConfig
+from worldmodel.train.distributed import GONE, Place, begin_alike, join
+
+ROOT = Path(__file__).parents[2]
+UPDATES = 3
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def start(script: str, rank: int, port: int, *words: str) -> subprocess.Popen[str]:
+    variables = {
+        "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *words], cwd=ROOT, env={**os.environ, **variables}, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+
+
+AGENTS: dict[str, Callable[[], Dreamer]] = {
+    "reconstruction": lambda: make_agent(warmup=0),
+    "barlow": lambda: make_agent(model={"objective": BarlowConfig()}, warmup=0),
+    "infonce": lambda: make_agent(model={"objective": InfoNCEConfig()}, warmup=0),
+}
+
+
+def learn(agent: Dreamer, part: slice) -> dict[str, torch.Tensor]:
+    """Three updates on some rows of four, the second of which has a NaN in the last row."""
+    for i in range(UPDATES):
+        batch = make_batch(make_spec(), batch=4, seed=i, firsts=((1, 4), (2, 2)))
+        if i == 1:
+            batch.reward[3, 2] = torch.nan
+        with Still():
+            agent.learn(tree.index(batch, part))
+    state = {name: x for name, x in agent.state_dict().items() if not name.startswith("rng/")}
+    return {**state, "gradient": agent.optimizer.grad}
+
+
+def half(folder: str) -> None:
+    """One of two processes: its half of each batch, from weights that are rank 0's."""
+    place = Place.find()
+    assert place is not None
+    with join(place, torch.device("cpu")):
+        for name, make in AGENTS.items():
+            agent = make()
+            if place.rank:
+                agent.optimizer.flat.normal_()
+            begin_alike(agent.modules.state_dict())
+            state = learn(agent, slice(2 * place.rank, 2 * place.rank + 2))
+            torch.save(state, Path(folder) / f"{name}-{place.rank}.pt")
+
+
+def test_two_halves_learn_what_the_whole_learns_and_skip_what_it_skips(tmp_path: Path) -> None:
+    port = free_port()
+    script = "import sys; from tests.unit.test_distributed import half; half(sys.argv[1])"
+    both = [start(script, rank, port, str(tmp_path)) for rank in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    for name, make in AGENTS.items():
+        whole = learn(make(), slice(None))
+        halves = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+        assert whole["count/bad_total"] == 1 and whole["model/norm.high"] != 0
+        for key, x in whole.items():
+            assert torch.equal(halves[0][key], halves[1][key]), f"{name} {key}: ranks differ"
+            # momentum is of gradients over their own size: rounding of the smallest ones shows there, undiminished
+            bound = 1e-3 if key == "optim/mu" else 1e-6
+            assert (halves[0][key] - x).abs().max() <= bound * max(1, x.abs().max()), f"{name} {key}"
+
+
+def wait_for_ever() -> None:
+    place = Place.find()
+    assert place is not None
+    with join(place, torch.device("cpu")):
+        x = torch.zeros(1)
+        ranks.average_(x)
+        print("met", flush=True)
+        if place.rank:
+            signal.pause()
+        ranks.average_(x)
+
+
+def test_who_is_left_behind_ends_and_names_the_rank() -> None:
+    port = free_port()
+    script = "from tests.unit.test_distributed import wait_for_ever; wait_for_ever()"
+    left, killed = (start(script, rank, port) for rank in range(2))
+    assert killed.stdout is not None and killed.stdout.readline() == "met\n"
+    killed.kill()
+    _, said = left.communicate(timeout=120)
+    killed.communicate()
+    assert left.returncode == GONE, said
+    assert "worldmodel: rank 1 of 2 has shown no sign of life" in said and "Traceback" not in said
+
+
+def test_one_process_is_alone() -> None:
+    x = torch.ones(2)
+    ranks.average_(x)
+    assert Place.find({}) is None and ranks.count() == 1 and ranks.index() == 0
+    assert ranks.rows(x) is x and x.tolist() == [1, 1] and bool(ranks.all_true(torch.tensor(True)))
+
+
+def test_incomplete_variables_are_a_sentence() -> None:
+    with pytest.raises(UserError, match="RANK is missing or no number; start several processes with torchrun"):
+        Place.find({"WORLD_SIZE": "2"})

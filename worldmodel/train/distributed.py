@@ -1,0 +1,182 @@
+"""Several processes, on one machine or many, that share every batch: joining, beginning alike, noticing who has gone.
+
+``torchrun`` says by environment variables who there is. Each process (rank) computes the gradient of its rows; what
+must be computed over all rows goes through :mod:`worldmodel.ranks`. A rank that dies leaves the others waiting in the
+middle of an operation, and no back end says whom they wait for: every rank therefore shows a sign of life in the common
+store, and whoever sees one missing says so and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from worldmodel import ranks
+from worldmodel.errors import UserError
+
+BEAT = 0.5
+"""Seconds between two signs of life."""
+SILENCE = 8.0
+"""Seconds without one after which a rank counts as gone."""
+JOINING = 300.0
+"""Seconds within which all ranks must have come."""
+OPERATION = 7200.0
+"""Seconds that one may wait for the others while they live: rank 0 evaluates alone."""
+GONE = 75
+"""Exit code of a rank that others have left: sysexits.h's EX_TEMPFAIL, for the run can go on."""
+DONE = "done"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a process stands among all."""
+
+    rank: int
+    size: int
+    local: int
+    """Which of its machine's processes it is; the GPU of that number is its own."""
+    address: str
+    port: int
+    hosts_store: bool
+    """Whether this process keeps the common store; with torchrun its agent does."""
+
+    @classmethod
+    def find(cls, variables: Mapping[str, str] = os.environ) -> Place | None:
+        """From the environment that torchrun makes; None for a process that is alone.
+
+        Raises: UserError where the variables are incomplete.
+        """
+        if int(variables.get("WORLD_SIZE", "1")) < 2:
+            return None
+        try:
+            rank = int(variables["RANK"])
+            return cls(
+                rank=rank, size=int(variables["WORLD_SIZE"]), local=int(variables.get("LOCAL_RANK", rank)),
+                address=variables["MASTER_ADDR"], port=int(variables["MASTER_PORT"]),
+                hosts_store=rank == 0 and variables.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            )
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"WORLD_SIZE is {variables['WORLD_SIZE']}, but {error.args[0]} is missing or no number; start several "
+                f"processes with torchrun, or unset WORLD_SIZE"
+            ) from error
+
+
+@contextlib.contextmanager
+def join(place: Place, device: torch.device, *, end: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Share every batch with the other ranks while the block runs.
+
+    Args:
+        device: where gradients are; "cuda" communicates by NCCL, "cpu" by gloo.
+        end: told the sentence about a rank that has gone; by default it is printed and the process ends with ``GONE``.
+    Raises: UserError where the others do not come.
+    """
+    timeout = timedelta(seconds=OPERATION)
+    try:
+        store = _store(place, place.hosts_store)
+        store.set(_key(place.rank), "0")
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", store=PrefixStore("group", store), rank=place.rank,
+            world_size=place.size, timeout=timeout,
+        )
+    except (RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"rank {place.rank} of {place.size} could not meet the others at {place.address}:{place.port} within "
+            f"{JOINING:.0f} s ({first}); start all of them, with the same torchrun --nnodes and --rdzv-endpoint"
+        ) from error
+    try:
+        # a connection of its own: the thread that watches must not wait behind one that communicates
+        with Watch(place, _store(place, False), end or _end) as watch, ranks.sharing(dist.group.WORLD):
+            try:
+                yield
+            except RuntimeError:
+                watch.explain()
+                raise
+    finally:
+        dist.destroy_process_group()
+
+
+def begin_alike(tensors: Mapping[str, Tensor]) -> None:
+    """Overwrite every tensor, in place, with rank 0's."""
+    for x in tensors.values():
+        dist.broadcast(x, 0)
+
+
+class Watch:
+    """Shows a sign of life, and tells of the first rank that shows none."""
+
+    def __init__(self, place: Place, store: Store, end: Callable[[str], None]) -> None:
+        """Args: store: for this object alone."""
+        self.place, self.end = place, end
+        self._store, self._stop, self._found = store, threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch-ranks", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(RuntimeError):  # whoever keeps the store may have ended before us
+            self._store.set(_key(self.place.rank), DONE)
+
+    def explain(self) -> None:
+        """After an operation failed: wait until it is clear whether a rank has gone."""
+        self._found.wait(SILENCE + 4 * BEAT)
+
+    def _run(self) -> None:
+        seen: dict[int, tuple[bytes, float]] = {}
+        others = [rank for rank in range(self.place.size) if rank != self.place.rank]
+        beat = 0
+        while not self._stop.wait(BEAT):
+            beat += 1
+            try:
+                self._store.set(_key(self.place.rank), str(beat))
+                signs = {rank: self._store.get(_key(rank)) for rank in others}
+            except RuntimeError:
+                self._tell("the process that keeps the common store (rank 0, or torchrun) has gone")
+                return
+            now = time.monotonic()
+            for rank, sign in signs.items():
+                if rank not in seen or seen[rank][0] != sign:
+                    seen[rank] = sign, now
+                elif sign != DONE.encode() and now - seen[rank][1] > SILENCE:
+                    self._tell(f"rank {rank} of {self.place.size} has shown no sign of life for {SILENCE:.0f} s")
+                    return
+
+    def _tell(self, what: str) -> None:
+        self._found.set()
+        self.end(
+            f"{what}; rank {self.place.rank} ends, for no update is possible without it: go on with "
+            f"`worldmodel resume` on all ranks"
+        )
+
+
+def _store(place: Place, is_master: bool) -> TCPStore:
+    return TCPStore(
+        place.address, place.port, place.size, is_master, timedelta(seconds=JOINING), wait_for_workers=False
+    )
+
+
+def _key(rank: int) -> str:
+    return f"alive/{rank}"
+
+
+def _end(sentence: str) -> None:
+    sys.stderr.write(f"worldmodel: {sentence}\n")
+    sys.stderr.flush()
+    # the main thread may be in an operation that never returns
+    os._exit(GONE)
