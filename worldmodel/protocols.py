@@ -270,6 +270,14 @@ class EnvPool(Protocol):
         """(N, A) float32 on any device -> Step on the CPU, whose tensors are the caller's to keep."""
         ...
 
+    def send(self, action: Tensor) -> None:
+        """Begin such a step and do not wait for it where it can run beside us."""
+        ...
+
+    def receive(self) -> Step:
+        """The step that was begun."""
+        ...
+
     def render(self, index: int = 0) -> Any:
         """uint8 (h, w, 3) numpy array of environment ``index``, or None."""
         ...

@@ -135,6 +135,44 @@ def test_workers_do_not_import_torch(make: Any) -> None:
     assert make(FakeConfig(), kind="serial").reset(0).obs["image"].max() == 1
 
 
+# A step in two halves
+
+
+def test_processes_step_between_sending_and_receiving(make: Any, tmp_path: Path) -> None:
+    stepped = tmp_path / "stepped"
+    pool = make(FakeConfig(fault="raise", at=1, once=str(stepped)), kind="process")
+    pool.reset(0)
+    pool.send(torch.zeros(2, 2))
+    deadline = time.monotonic() + 60
+    while not stepped.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert pool.receive().is_last.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(("kind", "config"), [("serial", CARTPOLE), ("process", CARTPOLE), ("batched", ToyConfig())])
+def test_nothing_but_a_reset_comes_between_sending_and_receiving(make: Any, kind: Kind, config: Any) -> None:
+    pool, other = make(config, kind=kind), make(config, kind="batched" if kind == "batched" else "serial")
+    with pytest.raises(EnvError, match="has not begun; call reset"):
+        pool.send(actions(pool, 1)[0])
+    pool.reset(0)
+    action, second = actions(pool, 2)
+    with pytest.raises(EnvError, match=r"no step .* is under way; call send\(action\) first"):
+        pool.receive()
+    pool.send(action)
+    for ask in (lambda: pool.send(action), pool.get_state, lambda: pool.set_state([]), pool.render):
+        with pytest.raises(EnvError, match=r"in the middle of a step; call receive\(\) first"):
+            ask()
+    assert same(pool.reset(1), other.reset(1))  # forgets the step
+    pool.send(second)
+    second.fill_(0.0)
+    assert same(pool.receive(), other.step(actions(other, 2)[1]))
+    pool.send(action)
+    pool.close()
+    with pytest.raises(EnvError, match="is closed"):
+        pool.receive()
+
+
 # Faults
 
 

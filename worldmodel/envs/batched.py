@@ -21,6 +21,7 @@ class BatchedRows:
         """Raises EnvError where it cannot be built."""
         self._config = cast(EnvConfig, config)
         self._is_closed = self._has_begun = self._has_shapes = False
+        self._action = np.zeros((num_envs, 0), np.float32)
         try:
             self._env: BatchEnv = config.build_batch(num_envs)
             Contract(self._env.spec)
@@ -44,10 +45,14 @@ class BatchedRows:
         self._has_begun = True
         return step
 
-    def step(self, action: np.ndarray) -> BatchStep:
-        """(N, A) float32. Raises EnvError for whatever goes wrong."""
+    def send(self, action: np.ndarray) -> None:
+        """(N, A) float32, for :meth:`receive` to step with. Raises EnvError before a reset."""
         self._check_begun()
-        return self._checked(self._do("step", action))
+        self._action = action
+
+    def receive(self) -> BatchStep:
+        """Step with what was sent. Raises EnvError for whatever goes wrong."""
+        return self._checked(self._do("step", self._action))
 
     def render(self, index: int = 0) -> np.ndarray | None:
         """A picture of environment ``index``, or None."""
@@ -114,5 +119,7 @@ class BatchedRows:
                 raise EnvError(f"{name}: {flag} must be bool ({n},), got {value.dtype} {value.shape}")
 
     def _check_begun(self) -> None:
-        if not self._has_begun and not self._is_closed:
+        if self._is_closed:
+            raise EnvError(f"the pool of {self._config.name} is closed; make another")
+        if not self._has_begun:
             raise EnvError(f"the pool of {self._config.name} has not begun; call reset(seed) first")

@@ -37,7 +37,8 @@ class Engine(Protocol):
     @property
     def num_envs(self) -> int: ...
     def reset(self, seed: int) -> BatchStep: ...
-    def step(self, action: np.ndarray) -> BatchStep: ...
+    def send(self, action: np.ndarray) -> None: ...
+    def receive(self) -> BatchStep: ...
     def render(self, index: int = 0) -> np.ndarray | None: ...
     def get_state(self) -> list[dict[str, Any]] | None: ...
     def set_state(self, state: list[dict[str, Any]]) -> None: ...
@@ -55,6 +56,7 @@ class Pool:
         """Args: watch: open while environments are stepped or reset."""
         self._engine = engine
         self._watch: Watchdog | nullcontext[None] = watch if watch is not None else nullcontext()
+        self._is_stepping = False
         self.kind: Literal["serial", "process", "batched"] = kind
         self.choice: str = choice
         """Why it is this kind, in a sentence, with the measured step time."""
@@ -73,17 +75,27 @@ class Pool:
         Raises:
             EnvError: an environment fails in its very first reset, or too often.
         """
+        self._is_stepping = False
         with self._watch:
             return _to_step(self._engine.reset(int(seed)))
 
     def step(self, action: Tensor) -> Step:
-        """(N, A) float32 on any device; rows whose last step was ``is_last`` are reset instead.
+        """(N, A) float32 on any device; rows whose last step was ``is_last`` are reset instead. The same as
+        :meth:`send` and :meth:`receive`, and raises what they raise."""
+        self.send(action)
+        return self.receive()
+
+    def send(self, action: Tensor) -> None:
+        """Begin a step: processes step from now on, environments in this process step in :meth:`receive`. The numbers
+        are the same, whatever happens in between; between the two nothing else may be asked but ``reset`` and
+        ``close``.
 
         Raises:
-            EnvError: an environment failed too often, or the pool was not reset or is closed.
+            EnvError: the pool was not reset, is closed, or is in the middle of a step.
             ValueError: the action has another shape.
             DivergenceError: an action is not finite.
         """
+        self._check_idle()
         shape = (self._engine.num_envs, self._engine.spec.action.size)
         if tuple(action.shape) != shape:
             raise ValueError(f"actions must be (N, A) = {shape}, got {tuple(action.shape)}; one row per environment")
@@ -95,20 +107,39 @@ class Pool:
                 f"the agent chose actions that are not finite for environments {rows} of {self.spec.name}: "
                 f"{array[rows[0]].tolist()}; lower the learning rate and resume from the last checkpoint"
             )
+        self._engine.send(array)
+        self._is_stepping = True
+
+    def receive(self) -> Step:
+        """What came of the actions sent.
+
+        Raises:
+            EnvError: an environment failed too often, or nothing was sent.
+        """
+        if not self._is_stepping:
+            raise EnvError(f"no step of {self.spec.name} is under way; call send(action) first")
+        self._is_stepping = False
         with self._watch:
-            return _to_step(self._engine.step(array))
+            return _to_step(self._engine.receive())
+
+    def _check_idle(self) -> None:
+        if self._is_stepping:
+            raise EnvError(f"{self.spec.name} is in the middle of a step; call receive() first")
 
     def render(self, index: int = 0) -> np.ndarray | None:
         """uint8 (h, w, 3) of environment ``index``, or None where it has no picture."""
+        self._check_idle()
         return self._engine.render(index)
 
     def get_state(self) -> list[dict[str, Any]] | None:
         """One state per environment, so that after :meth:`set_state` the next step returns exactly what it would have;
         None where they cannot be cloned. Serial and process pools understand each other's."""
+        self._check_idle()
         return self._engine.get_state()
 
     def set_state(self, state: list[dict[str, Any]]) -> None:
         """Go on where :meth:`get_state` was called. Raises EnvError for states that do not fit."""
+        self._check_idle()
         self._engine.set_state(state)
 
     def stats(self) -> dict[str, float]:

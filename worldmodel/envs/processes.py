@@ -153,6 +153,8 @@ class ProcessRows(Rows):
         """
         self._timeout = timeout
         self._workers: list[Worker] = []
+        self._refused: dict[int, Failure] = {}
+        """Rows that could not even be asked."""
         self._memory: SharedMemory | None = None
         self._views: list[dict[str, np.ndarray]] = []
         try:
@@ -199,26 +201,33 @@ class ProcessRows(Rows):
         for worker in self._workers:
             worker.attach(self._memory, self._num_envs, self._timeout)
 
-    def _run(self, requests: list[Request]) -> list[Any]:
-        answers: dict[int, Any] = {}
+    def _ask(self, requests: list[Request]) -> None:
+        self._refused = self._send([request for request in requests if not self._is_new(request)])
+
+    def _answers(self, requests: list[Request]) -> list[Any]:
         # New workers come last: waiting for them must not cost the others.
-        for is_new in (False, True):
-            part = [request for request in requests if (self._workers[request[0]].ready is None) == is_new]
-            if part:
-                answers |= self._ask(part)
+        known, new = ([r for r in requests if self._is_new(r) == is_new] for is_new in (False, True))
+        answers = self._receive(known, self._refused)
+        answers |= self._receive(new, self._send(new))
         return [answers[row] for row, _, _ in requests]
 
-    def _ask(self, requests: list[Request]) -> dict[int, Any]:
-        answers: dict[int, Any] = {}
-        timeout = self._timeout
+    def _is_new(self, request: Request) -> bool:
+        return self._workers[request[0]].ready is None
+
+    def _send(self, requests: list[Request]) -> dict[int, Failure]:
+        refused: dict[int, Failure] = {}
         for row, verb, given in requests:
-            failure = self._make_ready(row) or self._workers[row].send(verb, given, timeout)
+            failure = self._make_ready(row) or self._workers[row].send(verb, given, self._timeout)
             if failure is not None:
-                answers[row] = failure
-        until = time.monotonic() + timeout
+                refused[row] = failure
+        return refused
+
+    def _receive(self, requests: list[Request], refused: dict[int, Failure]) -> dict[int, Any]:
+        answers: dict[int, Any] = dict(refused)
+        until = time.monotonic() + self._timeout
         for row, verb, _ in requests:
             if row not in answers:
-                answer = self._workers[row].receive(verb, until, timeout)
+                answer = self._workers[row].receive(verb, until, self._timeout)
                 if isinstance(answer, EnvStep) and not answer.obs:
                     answer.obs = self._views[row]
                 answers[row] = answer

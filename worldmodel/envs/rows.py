@@ -58,6 +58,9 @@ class Rows(ABC):
         self._told: set[tuple[int, str]] = set()
         """Faults that end nothing are told once."""
         self._restarts = self._truncated = 0
+        self._action = np.zeros((num_envs, 0), np.float32)
+        """(N, A) of the step under way, and what it asks for."""
+        self._requests: list[Request] = []
         ready = self._build()
         for i, other in enumerate(ready):
             if other.spec != ready[0].spec:
@@ -78,8 +81,12 @@ class Rows(ABC):
         """Build all environments. Raises EnvError with a sentence, and leaves nothing behind then."""
 
     @abstractmethod
-    def _run(self, requests: list[Request]) -> list[Any]:
-        """The answers, or Failures, in order."""
+    def _ask(self, requests: list[Request]) -> None:
+        """Let begin what can run without us."""
+
+    @abstractmethod
+    def _answers(self, requests: list[Request]) -> list[Any]:
+        """The answers to what was asked last, or Failures, in order."""
 
     @abstractmethod
     def _renew(self, row: int, delay: float) -> None:
@@ -115,25 +122,30 @@ class Rows(ABC):
         self._has_begun = True
         return self._copy()
 
-    def step(self, action: np.ndarray) -> BatchStep:
-        """(N, A) float32, ours to keep. Raises EnvError when an environment has failed too often."""
+    def send(self, action: np.ndarray) -> None:
+        """Begin a step with (N, A) float32, ours to keep. Raises EnvError before a reset."""
         self._check_begun()
-        asked = action.copy()  # environments may change what they are given
-        requests: list[Request] = [
+        self._action = action.copy()  # environments may change what they are given
+        self._requests = [
             (i, "reset", self._next_seed[i]) if self._pending[i] else (i, "step", action[i])
             for i in range(self._num_envs)
             if not self._cut[i]
         ]
+        self._ask(self._requests)
+
+    def receive(self) -> BatchStep:
+        """End the step that was begun. Raises EnvError when an environment has failed too often."""
+        self._check_open()
         for i, is_cut in enumerate(self._cut):
             if is_cut:
                 self._truncate(i)
-        for (i, verb, _), answer in zip(requests, self._run(requests)):
+        for (i, verb, _), answer in zip(self._requests, self._answers(self._requests)):
             if not isinstance(answer, Failure):
                 self._put(i, answer)
             elif verb == "reset":
                 self._put(i, self._reset_again(i, answer))
             else:
-                self._restart(i, answer, "its episode was cut (truncated)", asked[i].tolist())
+                self._restart(i, answer, "its episode was cut (truncated)", self._action[i].tolist())
                 self._truncate(i)
         return self._copy()
 
@@ -199,6 +211,10 @@ class Rows(ABC):
     def stats(self) -> dict[str, float]:
         """ "restarts" and "truncated_by_fault", since the pool was made."""
         return {"restarts": float(self._restarts), "truncated_by_fault": float(self._truncated)}
+
+    def _run(self, requests: list[Request]) -> list[Any]:
+        self._ask(requests)
+        return self._answers(requests)
 
     def _put(self, row: int, step: EnvStep) -> None:
         for key, x in self._obs.items():
@@ -311,7 +327,10 @@ class SerialRows(Rows):
         except (Exception, SystemExit) as error:  # whatever it is belongs to the environment
             return Failure.of(error)
 
-    def _run(self, requests: list[Request]) -> list[Any]:
+    def _ask(self, requests: list[Request]) -> None:
+        pass
+
+    def _answers(self, requests: list[Request]) -> list[Any]:
         answers: list[Any] = []
         for row, verb, given in requests:
             host = self._hosts[row]

@@ -88,14 +88,16 @@ class Trainer:
         while reason == "steps" and self.env_steps < self.config.steps:
             with self.clock("act"):
                 action, self.carry = self.agent.act(self.carry, step, explore=True)
+                self.pool.send(action)
+            # while the environments step: what is learned here needs nothing of the step to come
             with self.clock("replay"):
                 self.replay.add(step, action, self.agent.memory(self.carry))
-            with self.clock("env"):
-                step = self.step = self.pool.step(action)
-            self.env_steps += self.pool.num_envs
-            self._note_episodes(step)
             for _ in range(self.ratio.due(self.pool.num_envs, self.replay.is_ready)):
                 self._learn()
+            with self.clock("env"):
+                step = self.step = self.pool.receive()
+            self.env_steps += self.pool.num_envs
+            self._note_episodes(step)
             if self.when_log(self.env_steps):
                 self._log()
             if self.config.eval_every and self.when_eval(self.env_steps) and self._evaluate():
