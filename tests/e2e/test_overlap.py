@@ -35,8 +35,10 @@ def test_updates_lie_between_sending_and_receiving(tmp_path: Path, monkeypatch: 
 
         monkeypatch.setattr(cls, name, call)
 
-    for cls, name in ((Pool, "send"), (Pool, "receive"), (Trainer, "_learn"), (Trainer, "_evaluate"), (Trainer, "save")):
-        noted(cls, name)
+    for name in ("send", "receive"):
+        noted(Pool, name)
+    for name in ("_learn", "_evaluate", "save"):
+        noted(Trainer, name)
     assert train(tmp_path / "run", *words("serial")) == 0
     told = " ".join(order)
     assert "send _learn receive" in told and "_learn send" not in told and "receive _learn" not in told
