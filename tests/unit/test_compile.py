@@ -15,6 +15,7 @@ from worldmodel.agents.dreamer.agent import Dreamer
 from worldmodel.agents.random.agent import RandomConfig
 from worldmodel.configs.sizes import OBJECTIVES
 from worldmodel.errors import UserError
+from worldmodel.models.cores.mamba import MambaConfig
 from worldmodel.protocols import Compiles
 from worldmodel.train.compile import accelerate
 from worldmodel.types import Step
@@ -67,6 +68,18 @@ CASES = [(kind, objective, "reinforce") for kind in ("discrete", "continuous") f
 @pytest.mark.parametrize(("kind", "objective", "gradient"), [*CASES, ("continuous", "reconstruction", "dynamics")])
 def test_an_update_traces_without_a_break_and_learns_the_same(kind: str, objective: str, gradient: str) -> None:
     eager, traced = pair(kind, objective, gradient)
+    seen = compile_parts(traced, "eager")
+    pairs = learn_both(eager, traced)
+    assert seen == ["losses", "optimizer"], "one graph each, and the second update needed no other"
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_an_update_of_a_mamba_core_traces_without_a_break_and_learns_the_same() -> None:
+    spec = make_spec()
+    core = MambaConfig(d_model=16, layers=1, headdim=8, d_state=4, stoch=3, classes=4, dropout=0.1)
+    starts = {"starts": "window", "windows": 3, "window": 2}
+    config = make_agent(spec, imagination=1, warmup=0, model={"core": core}, **starts).config
+    eager, traced = config.build(spec), config.build(spec)
     seen = compile_parts(traced, "eager")
     pairs = learn_both(eager, traced)
     assert seen == ["losses", "optimizer"], "one graph each, and the second update needed no other"

@@ -14,6 +14,7 @@ from worldmodel import tree
 from worldmodel.configs.drama import PUBLISHED
 from worldmodel.models.cores.mamba import Mamba, MambaConfig
 from worldmodel.models.latent import free_on_mean
+from worldmodel.nn.encoders import StrideEncoderConfig
 from worldmodel.nn.mamba import conv_windows
 from worldmodel.types import ActionSpec, ArraySpec, EnvSpec
 
@@ -270,3 +271,19 @@ def test_nothing_is_kept_in_replay_and_agents_do_without():
     assert update.memory == {} and all(math.isfinite(float(x)) for x in update.metrics.values())
     with pytest.raises(ValueError, match="begin from initial"):
         core.unpack({})
+
+
+def test_an_agent_goes_on_bit_for_bit_from_its_state():
+    spec = make_spec()
+    core = MambaConfig(d_model=16, headdim=8, d_state=4, stoch=3, classes=4, dropout=0.1)
+    model = replace(PUBLISHED.model, core=core, encoder=StrideEncoderConfig(depth=2), units=16)
+    config = replace(PUBLISHED, model=model, imagination=2, windows=4, window=3, warmup=0)
+    first, other = config.build(spec, seed=0), config.build(spec, seed=5)
+    first.learn(make_batch(spec, seed=1))
+    other.load_state_dict({name: x.clone() for name, x in first.state_dict().items()})
+    for seed in (2, 3):
+        one, two = (agent.learn(make_batch(spec, seed=seed)) for agent in (first, other))
+        assert all(torch.equal(x, two.metrics[name]) for name, x in one.metrics.items())
+    state = other.state_dict()
+    assert all(torch.equal(x, state[name]) for name, x in first.state_dict().items())
+    assert "model/model.encoder.image.norms.0.mean" in state
