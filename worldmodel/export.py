@@ -271,6 +271,16 @@ def _observed(spec: EnvSpec, states: _States, model: WorldModel[Any], batch: int
 # Files
 
 
+def _draws(node: torch.fx.Node) -> bool:
+    """Whether a node draws random numbers. Dropout, also of attention weights, does only where something is dropped."""
+    if node.target is torch.ops.aten.dropout.default:
+        _, share, is_training = node.args
+        return bool(share) and bool(is_training)
+    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+        return bool(node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0))
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
 def _write(program: _Program, out: Path, *, onnx: bool, say: Callable[[str], None]) -> dict[str, Any]:
     """The files of a program, and its entry in the manifest."""
     inputs, outputs = program.traced
@@ -280,7 +290,7 @@ def _write(program: _Program, out: Path, *, onnx: bool, say: Callable[[str], Non
             program.module, (inputs,), dynamic_shapes=({name: {0: batch} for name in inputs},), strict=False
         )
     for node in exported.graph.nodes:
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if _draws(node):
             raise UserError(
                 f"{program.name} draws random numbers by {node.target}, which cannot become an input; "
                 f"the model must draw by torch.rand or torch.randn"

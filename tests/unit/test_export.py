@@ -255,3 +255,20 @@ def test_help_takes_no_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
+
+
+def test_dropout_that_drops_nothing_draws_nothing() -> None:
+    graph, aten = torch.fx.Graph(), torch.ops.aten
+    x = graph.placeholder("x")
+    attention = aten.scaled_dot_product_attention.default
+    draws = {
+        graph.call_function(aten.dropout.default, (x, 0.1, False)): False,
+        graph.call_function(aten.dropout.default, (x, 0.0, True)): False,
+        graph.call_function(aten.dropout.default, (x, 0.1, True)): True,
+        graph.call_function(attention, (x, x, x, x)): False,
+        graph.call_function(attention, (x, x, x), {"dropout_p": 0.1}): True,
+        graph.call_function(attention, (x, x, x, None, 0.1)): True,
+        graph.call_function(aten.rand_like.default, (x,)): True,
+        graph.call_function(aten.relu.default, (x,)): False,
+    }
+    assert {node: export._draws(node) for node in draws} == draws
