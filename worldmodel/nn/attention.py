@@ -97,7 +97,7 @@ class Block(nn.Module):
 
 
 def turns(count: int, size: int, device: torch.device, base: float = 10_000.0) -> Tensor:
-    """(count, 2, size/2) cosines and sines of position times frequency base^(-2i/size) (Su et al. 2021, eq. 15).
+    """(count, 2, size/2) cosines and sines of position times frequency base^(-2i/size) (Su et al. 2021).
 
     Angles are float64: at position 1000 those of float32 are off by more than its rounding elsewhere.
     """
