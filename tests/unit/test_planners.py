@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo
 
 from tests.unit.models import make_agent, make_spec
 from worldmodel import tree
@@ -20,6 +21,8 @@ from worldmodel.errors import UserError
 from worldmodel.models.analytic import LinearQuadratic, Pendulum, Point, double_integrator
 from worldmodel.planning import noise
 from worldmodel.planning.cem import CEM
+from worldmodel.planning.gradcem import GradCEM
+from worldmodel.planning.gradient import GradientPlanner
 from worldmodel.planning.icem import ICEM
 from worldmodel.planning.mppi import MPPI
 from worldmodel.planning.objectives import WORST, ExpectedReturn, policy_value, q_spread
@@ -38,6 +41,9 @@ SMALL: dict[str, Any] = {
     "icem": ICEM(horizon=4, samples=16, elites=4, iterations=2),
     "mppi": MPPI(horizon=4, samples=16, iterations=2),
     "policy_mppi": PolicyMPPI(horizon=4, samples=16, policy_samples=2, elites=6, iterations=2, exploration=1.0),
+    "adam": GradientPlanner(horizon=4, restarts=4, policy_restarts=1, steps=3),
+    "sgd": GradientPlanner(horizon=4, restarts=4, steps=3, optimiser="sgd"),
+    "gradcem": GradCEM(horizon=4, samples=8, elites=3, iterations=2),
 }
 
 
@@ -69,6 +75,7 @@ def decide(planner: Any, objective: Any, state: Any, plan: Plan, first: Tensor, 
     ICEM(horizon=10, samples=512, elites=50, iterations=10),
     MPPI(horizon=10, samples=512, iterations=10, std=0.25, temperature=0.02),
     PolicyMPPI(horizon=10, samples=512, policy_samples=0, elites=64, iterations=10, temperature=20.0, select="mean"),
+    GradientPlanner(horizon=10, restarts=4, steps=60, rate=0.05), GradCEM(horizon=10, iterations=10),
 ], ids=lambda p: type(p).__name__)
 def test_a_plan_costs_at_most_5_percent_more_than_the_riccati_solution(planner: Any) -> None:
     objective = mass(bootstrap="last", value=double_integrator().value())
@@ -326,7 +333,7 @@ class Cliff:
         return state.x
 
 
-@pytest.mark.parametrize("name", [n for n in SMALL if n not in ("policy_mppi",)])
+@pytest.mark.parametrize("name", ["shooting", "predictive", "cem", "icem", "mppi"])
 def test_a_plan_keeps_off_the_cliff_and_off_what_is_not_finite(name: str) -> None:
     planner = replace(SMALL[name], horizon=8, samples=256)
     state = Point(x=torch.tensor([[0.0], [0.9]]))
@@ -362,7 +369,7 @@ def test_a_call_is_one_graph(name: str) -> None:
     )
     mass_objective = mass()
     expected, told = decide(planner, mass_objective, state, plan, first)
-    with Stream(seed=0), torch.no_grad():
+    with Stream(seed=0), torch.no_grad(), dynamo.patch(trace_autograd_ops=True):
         found, said = traced(state, plan, first)
     torch.compiler.reset()
     for x, y in zip(tree.leaves((found, said)), tree.leaves((expected, told))):

@@ -25,6 +25,8 @@ class Point:
 class _Analytic(nn.Module):
     """What fully observed models have in common: they see ``obs["vector"]`` and learn nothing."""
 
+    origin: Tensor
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self.feature_dim = size
@@ -52,6 +54,11 @@ class LinearQuadratic(_Analytic):
     >>> model.step(Point(x=torch.tensor([[1.0, 0.5]])), torch.tensor([[-1.0]])).x
     tensor([[1.0500, 0.4000]])
     """
+
+    a: Tensor
+    b: Tensor
+    q: Tensor
+    r: Tensor
 
     def __init__(self, a: Tensor, b: Tensor, q: Tensor, r: Tensor) -> None:
         """Args: a (n, n), b (n, A), q (n, n), r (A, A)."""
