@@ -2,8 +2,8 @@
 
     python tools/bench_overlap.py --task walker_walk --render gl --out docs/results/overlap_cpu.json
 
-A turn is: act, remember, one update, a step of all environments. Both orders share one agent, pool and replay, and their
-blocks alternate. "ratio" and "paired" are the overlapped turn over the other; below 1 it is faster.
+A turn is: act, remember, one update, a step of all environments. Both orders share one agent, pool and replay, and
+their blocks alternate. "ratio" and "paired" are the overlapped turn over the other; below 1 it is faster.
 """
 
 from __future__ import annotations
