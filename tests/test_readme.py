@@ -32,6 +32,7 @@ def test_every_block_is_of_a_kind_that_is_tested() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_python_and_console_blocks_run_in_order(tmp_path: Path) -> None:
     for kind, text in blocks(README):
         if kind == "python" and (name := file_name(text)):

@@ -113,7 +113,7 @@ def test_acting_traces_without_a_break_and_chooses_the_same(kind: str, explore: 
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_compiled_by_inductor_an_update_agrees_with_eager_mode() -> None:
     eager, fast = pair("continuous", "reconstruction")
     assert accelerate(fast, "compile", CPU) == "compile"
