@@ -1,4 +1,4 @@
-"""STORM: a Transformer world model of 16.5 million parameters on Atari100k (Zhang et al. 2023, arXiv 2310.09815)."""
+"""STORM: a Transformer world model of 16.5 million parameters on Atari100k (Zhang et al. 2023, arXiv 2310.09615)."""
 
 from __future__ import annotations
 
@@ -72,5 +72,5 @@ def storm(task: str = "boxing", size: Literal["published", "nano"] = "published"
             # an update of 16 x 64 steps after every decision
             steps=100_000, num_envs=1, train_ratio=16 * 64, eval_every=25_000, eval_episodes=10, eval_envs=5
         ),
-        published="STORM (arXiv 2310.09815), Atari100k; its scores by game and seed ship with `worldmodel report`",
+        published="STORM (arXiv 2310.09615), Atari100k; its scores by game and seed ship with `worldmodel report`",
     )

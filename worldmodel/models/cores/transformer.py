@@ -44,7 +44,7 @@ class TransformerState:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes of STORM's world model by default (arXiv 2310.09615, table 7); what STORM has besides is in ``configs``."""
+    """Sizes of STORM's world model by default (arXiv 2310.09615); what STORM has besides is in ``configs``."""
 
     width: int = 512
     """D, width of the deterministic state and between blocks."""
