@@ -113,7 +113,8 @@ class LatentWorldModel(nn.Module, Generic[S]):
     def predict(self, previous: S, action: Tensor, state: S) -> Prediction:
         """Reward and continuation are read off the state arrived in."""
         features = self._read(self.core.features(state), self.config.heads)
-        # The head carries the discount (DreamerV3's contdisc); the seam speaks of probabilities.
+        # The head carries the discount (DreamerV3's contdisc); the seam speaks of probabilities. Not clamped to 1: an
+        # agent that multiplies the same discount in gets the head's own number, by which DreamerV3 weights dreams.
         continues = torch.sigmoid(self.continues(features)) / self.discount
         return Prediction(reward=self.reward(features).mean(), continues=continues)
 
