@@ -1,0 +1,111 @@
+"""Cores beside each other on this machine: CPU time of an update at nano size, and memory of a filtered sequence by T.
+
+    python tools/bench_cores.py --out docs/results/cores_cpu.json
+
+An update is `Dreamer.learn` of the preset quickstart (16 x 16 steps); blocks of the cores alternate, and the time is
+that of the process, on one thread. Memory is how far the process' peak grows while the world model's losses of 4
+sequences of T steps are computed and differentiated, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldmodel.check.samples import make_batch
+from worldmodel.configs.sizes import NANO_CORES, dreamer
+from worldmodel.train.manifest import provenance
+from worldmodel.types import ActionSpec, ArraySpec, EnvSpec
+
+SPEC = EnvSpec(
+    name="bench", obs={"image": ArraySpec(shape=(32, 32, 3), dtype="uint8")}, action=ActionSpec(kind="discrete", size=3)
+)
+LENGTHS = (64, 256, 1024)
+
+
+def cores() -> dict[str, Any]:
+    """Every nano core, and a Mamba core with about the RSSM's parameters."""
+    return {**NANO_CORES, "mamba, narrow": dataclasses.replace(NANO_CORES["mamba"], d_model=96)}
+
+
+def config(core: str) -> Any:
+    """The nano Dreamer of quickstart with that core."""
+    nano = dreamer("nano", imagination=10, lr=3e-3)
+    return dataclasses.replace(nano, model=dataclasses.replace(nano.model, core=cores()[core]))
+
+
+def updates(blocks: int, calls: int) -> dict[str, dict[str, float]]:
+    """CPU milliseconds of an update: median, least and most over the blocks."""
+    agents = {name: config(name).build(SPEC) for name in cores()}
+    batch = make_batch(SPEC, 16, 16, firsts=((1, 4), (5, 9)))
+    took: dict[str, list[float]] = {name: [] for name in agents}
+    for block in range(blocks + 1):
+        for name, agent in agents.items():
+            start = time.process_time()
+            for _ in range(calls):
+                agent.learn(batch)
+            if block:  # the first warms up
+                took[name].append(1000 * (time.process_time() - start) / calls)
+    return {
+        name: {
+            "parameters_of_core": sum(p.numel() for p in agents[name].model.core.parameters()),
+            "median_ms": round(statistics.median(ms), 1), "least_ms": round(min(ms), 1), "most_ms": round(max(ms), 1),
+        }
+        for name, ms in took.items()
+    }
+
+
+def growth(core: str, length: int) -> float:
+    """MiB by which this process' peak grows."""
+    model = config(core).model.build(SPEC)
+
+    def run(steps: int) -> None:
+        losses, _ = model.loss(make_batch(SPEC, 4, steps), model.initial(4))
+        torch.stack([x.mean() for x in losses.values()]).sum().backward()
+
+    run(2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(length)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--calls", type=int, default=3)
+    parser.add_argument("--growth", nargs=2, metavar=("CORE", "T"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.growth:
+        args.out.write_text(json.dumps(growth(args.growth[0], int(args.growth[1]))))
+        return
+    memory: dict[str, dict[str, float]] = {}
+    part = args.out.with_suffix(".part")
+    for name in cores():
+        for length in LENGTHS:
+            command = [sys.executable, __file__, "--out", str(part), "--growth", name, str(length)]
+            subprocess.run(command, check=True)
+            memory.setdefault(name, {})[str(length)] = round(json.loads(part.read_text()), 1)
+    part.unlink()
+    result = {
+        "command": "python tools/bench_cores.py " + " ".join(sys.argv[1:]), **provenance(),
+        "machine": f"{platform.processor() or platform.machine()}, shared with other work, 1 thread",
+        "seed": 0, "update": updates(args.blocks, args.calls), "peak_growth_MiB": memory,
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
