@@ -347,6 +347,8 @@ def _finish(summary: Summary, folder: Path, run: Run) -> int:
     from worldmodel.train.pictures import draw_curve, newest
     from worldmodel.train.signals import exit_code
 
+    if summary.reason == "followed":  # one of several processes; rank 0 speaks for all
+        return 0
     try:
         draw_curve(folder, run.env.name)
     except (StorageError, OSError, ValueError) as error:  # the run itself is done and saved

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ from worldmodel.errors import DivergenceError, EnvError, StorageError, UserError
 from worldmodel.protocols import Agent, EnvPool
 from worldmodel.replay.ring import make_replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
-from worldmodel.train.compile import accelerate
+from worldmodel.train.compile import Mode, accelerate
 from worldmodel.train.display import Display
+from worldmodel.train.distributed import Alone, Place, begin_alike, follow, join
 from worldmodel.train.evaluate import Evaluator, Scores
 from worldmodel.train.evaluate import evaluate as evaluate_agent
 from worldmodel.train.lock import RunLock
@@ -49,6 +51,8 @@ def start(
     Raises: UserError when the folder holds anything else.
     """
     run_dir = Path(run_dir)
+    if (place := Place.find()) and place.rank:
+        return _follow(run, place)
     again = _may_begin_again(run_dir, run)
     with _new_folder(run_dir), RunLock(run_dir), _false_start(run_dir):
         document = {
@@ -76,6 +80,8 @@ def resume(
     old = read_run(run_dir, allow=allow)
     run = change(old)
     configs.validate_resume(old, run)
+    if (place := Place.find()) and place.rank:
+        return _follow(run, place)
 
     def restart(say: Say) -> Checkpoint:
         # only what can go on is written down: the device is there by now, and a valid checkpoint too
@@ -248,7 +254,8 @@ def _train(
     run: Run, run_dir: Path, *, live: bool | None, restart: Callable[[Say], Checkpoint] | None = None,
     again: bool = False,
 ) -> Summary:
-    device = pick_device(run.device)
+    place, device = Place.find(), pick_device(run.device)
+    mode = _mode(run, place, device)
     threads = pick_threads(run)
     with contextlib.ExitStack() as stack:
         display = Display(total_steps=run.train.steps, title=f"{run.env.name} · {device}", live=live)
@@ -266,7 +273,7 @@ def _train(
         agent = run.agent.build(pool.spec, device=device, seed=run.seed)
         if not run.train.threads and device.type == "cpu":
             threads = _tune_threads(run, agent, pool, threads, checkpoint)
-        compiled = accelerate(agent, run.train.compile, device)
+        compiled = accelerate(agent, mode, device)
         replay = make_replay(
             run.replay, pool.spec, agent.memory_spec, pool.num_envs, device=device, seed=run.seed,
         )
@@ -284,17 +291,58 @@ def _train(
             agent=agent, pool=pool, replay=replay, evaluator=evaluator,
             output=Output(logger=logger, display=display, checkpoints=checkpoints, meta=meta),
             config=run.train, batch_steps=run.replay.batch_size * run.replay.length, seed=run.seed,
-            interrupted=stack.enter_context(GracefulExit()),
+            interrupted=stack.enter_context(GracefulExit()), crew=Alone(),
         )
         if again:
             logger.rewind(BEGINNING)
             display.message(f"{run_dir}: this run ended before its first checkpoint and begins afresh")
         if checkpoint is not None:
             display.message(f"{checkpoint.path}: {trainer.load(checkpoint)}")
+        if place is not None:
+            display.message(f"{place.size} processes share every batch")
+            trainer.crew = stack.enter_context(join(place, device))
+            begin_alike(agent.state_dict())
         try:
-            return trainer.run()
+            summary = trainer.run()
+            trainer.crew.end()
+            return summary
         except EnvError:
             trainer.save_broken()
             raise
         except DivergenceError as error:
             raise DivergenceError(f"{error}; {trainer.dump()}") from error
+
+
+def _mode(run: Run, place: Place | None, device: torch.device) -> Mode:
+    """How updates run; where processes share batches, plainly, and each on the GPU of its number."""
+    if place is None:
+        return run.train.compile
+    if run.train.compile not in ("auto", "eager"):
+        raise UserError(
+            f"--train.compile {run.train.compile} does not go together with several processes (WORLD_SIZE="
+            f"{place.size}) yet; use --train.compile eager"
+        )
+    if device.type == "cuda":
+        torch.cuda.set_device(place.local)
+    return "eager"
+
+
+SEEDS = 100_000
+"""Between the seeds of two ranks."""
+
+
+def _follow(run: Run, place: Place) -> Summary:
+    """What ranks other than 0 do: their environments and replay are their own, and nothing of them is kept."""
+    device = pick_device(run.device)
+    _mode(run, place, device)
+    pick_threads(run)
+    seed, start = run.seed + SEEDS * place.rank, time.monotonic()
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(contextlib.closing(make_pool(run.env, run.train.num_envs, kind=run.train.pool)))
+        agent = run.agent.build(pool.spec, device=device, seed=seed)
+        replay = make_replay(run.replay, pool.spec, agent.memory_spec, pool.num_envs, device=device, seed=seed)
+        stack.enter_context(GracefulExit())  # a signal to all is answered by rank 0
+        crew = stack.enter_context(join(place, device))
+        begin_alike(agent.state_dict())
+        updates = follow(agent, pool, replay, crew, seed)
+    return Summary(env_steps=0, updates=updates, reason="followed", seconds=time.monotonic() - start)

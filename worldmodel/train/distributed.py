@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 
 from worldmodel import ranks
 from worldmodel.errors import UserError
+from worldmodel.protocols import Agent, EnvPool, Replay
 
 BEAT = 0.5
 """Seconds between two signs of life."""
@@ -74,7 +76,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def join(place: Place, device: torch.device, *, end: Callable[[str], None] | None = None) -> Iterator[None]:
+def join(place: Place, device: torch.device, *, end: Callable[[str], None] | None = None) -> Iterator[Crew]:
     """Share every batch with the other ranks while the block runs.
 
     Args:
@@ -100,7 +102,7 @@ def join(place: Place, device: torch.device, *, end: Callable[[str], None] | Non
         # a connection of its own: the thread that watches must not wait behind one that communicates
         with Watch(place, _store(place, False), end or _end) as watch, ranks.sharing(dist.group.WORLD):
             try:
-                yield
+                yield Crew(place.size, dist.new_group(backend="gloo"))
             except RuntimeError:
                 watch.explain()
                 raise
@@ -108,10 +110,66 @@ def join(place: Place, device: torch.device, *, end: Callable[[str], None] | Non
         dist.destroy_process_group()
 
 
-def begin_alike(tensors: Mapping[str, Tensor]) -> None:
-    """Overwrite every tensor, in place, with rank 0's."""
-    for x in tensors.values():
-        dist.broadcast(x, 0)
+class Alone:
+    """The crew of a process that shares with nobody."""
+
+    size = 1
+
+    def ready(self, mine: bool) -> bool:
+        """Whether everybody's replay can be sampled."""
+        return mine
+
+    def order(self, updates: int = 0) -> int:
+        """Rank 0 tells how many updates follow, -1 for the end, and the others are told."""
+        return updates
+
+    def end(self) -> None:
+        """Rank 0 sends everybody home."""
+
+
+class Crew(Alone):
+    """All ranks: what they tell each other between updates, on the host."""
+
+    def __init__(self, size: int, group: dist.ProcessGroup) -> None:
+        self.size, self._group = size, group
+
+    def ready(self, mine: bool) -> bool:
+        flag = torch.tensor(int(mine))
+        dist.all_reduce(flag, dist.ReduceOp.MIN, group=self._group)
+        return bool(flag)
+
+    def order(self, updates: int = 0) -> int:
+        told = torch.tensor(updates)
+        dist.broadcast(told, 0, group=self._group)
+        return int(told)
+
+    def end(self) -> None:
+        self.ready(True)  # where the others wait
+        self.order(-1)
+
+
+def follow(agent: Agent[Any], pool: EnvPool, replay: Replay, crew: Crew, seed: int) -> int:
+    """What ranks other than 0 do: act, remember, and learn when rank 0 says so; the number of updates."""
+    carry, step, updates = agent.initial(pool.num_envs, seed=seed), pool.reset(seed), 0
+    while True:
+        action, carry = agent.act(carry, step, explore=True)
+        replay.add(step, action, agent.memory(carry))
+        step = pool.step(action)
+        crew.ready(replay.is_ready)
+        due = crew.order()
+        if due < 0:
+            return updates
+        for _ in range(due):
+            batch = replay.sample()
+            replay.write_back(batch, agent.learn(batch))
+        updates += due
+
+
+def begin_alike(state: Mapping[str, Tensor]) -> None:
+    """Overwrite an agent's state, in place, with rank 0's; but for its random streams, which are each rank's own."""
+    for name, x in state.items():
+        if not name.startswith("rng/"):
+            dist.broadcast(x, 0)
 
 
 class Watch:

@@ -16,6 +16,7 @@ from worldmodel.protocols import Agent, EnvPool, Replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.config import TrainConfig
 from worldmodel.train.display import Display, Facts
+from worldmodel.train.distributed import Alone
 from worldmodel.train.diverged import dump, non_finite
 from worldmodel.train.evaluate import Evaluator, Interrupted, Scores
 from worldmodel.train.log import Logger
@@ -36,7 +37,7 @@ class Summary:
     env_steps: int
     updates: int
     reason: str
-    """"steps", "return" (stop_at_return reached) or "signal"."""
+    """"steps", "return" (stop_at_return reached), "signal", or "followed": another process led."""
     signal: int | None = None
     scores: dict[str, Scores] = field(default_factory=dict)
     """The last evaluation."""
@@ -59,9 +60,11 @@ class Trainer:
 
     def __init__(
         self, *, agent: Agent[Any], pool: EnvPool, replay: Replay, evaluator: Evaluator, output: Output,
-        config: TrainConfig, batch_steps: int, seed: int, interrupted: Any,
+        config: TrainConfig, batch_steps: int, seed: int, interrupted: Any, crew: Alone,
     ) -> None:
-        """Args: batch_steps = batch_size * length; interrupted.requested is a signal number or None."""
+        """Args: batch_steps = batch_size * length; interrupted.requested is a signal number or None; crew: who shares
+        each batch."""
+        self.crew = crew
         self.agent, self.pool, self.replay, self.evaluator, self.out = agent, pool, replay, evaluator, output
         self.config, self.seed, self.interrupted = config, seed, interrupted
         self.ratio = TrainRatio(config.train_ratio, batch_steps)
@@ -92,11 +95,12 @@ class Trainer:
             # while the environments step: what is learned here needs nothing of the step to come
             with self.clock("replay"):
                 self.replay.add(step, action, self.agent.memory(self.carry))
-            for _ in range(self.ratio.due(self.pool.num_envs, self.replay.is_ready)):
+            due = self.ratio.due(self.pool.num_envs, self.crew.ready(self.replay.is_ready))
+            for _ in range(self.crew.order(due)):
                 self._learn()
             with self.clock("env"):
                 step = self.step = self.pool.receive()
-            self.env_steps += self.pool.num_envs
+            self.env_steps += self.pool.num_envs * self.crew.size
             self._note_episodes(step)
             if self.when_log(self.env_steps):
                 self._log()
