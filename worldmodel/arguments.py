@@ -158,7 +158,7 @@ class CheckOptions:
     """A config (class, instance, or function that returns one): "./my_model.py:MyConfig", "my_pkg.models:MyConfig"; or
     an environment: a Gymnasium id, "my_envs:Maze-v0", "my_envs:Maze"."""
     kind: str = ""
-    """world-model, core, objective, value or env; empty: what ``build`` takes and returns tells."""
+    """world-model, core, objective, value, planner or env; empty: what ``build`` takes and returns tells."""
     obs: Literal["image", "vector", "both"] = "image"
     """What a world model shall observe."""
     pixels: int = 32

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ from worldmodel.envs.dmc import DMCConfig
 from worldmodel.envs.gym import GymConfig
 from worldmodel.envs.toys import ToyConfig
 from worldmodel.errors import UserError
+from worldmodel.planning.categorical import CategoricalCEM
+from worldmodel.planning.cem import CEM
+from worldmodel.planning.gradcem import GradCEM
+from worldmodel.planning.gumbel import GumbelMuZero
+from worldmodel.planning.icem import ICEM
+from worldmodel.planning.muzero import MuZero
+from worldmodel.planning.policy_mppi import PolicyMPPI
+from worldmodel.planning.population import blank
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = {
@@ -351,8 +360,8 @@ def test_the_command_line_passes_fails_and_refuses(folder: Path, capsys: pytest.
     (["own_parts.py:Odd"], r"cannot tell what Odd builds from build\(width\); say --kind"),
     (["own_parts.py:Needy"], "cannot be made without arguments .* give everything a default"),
     (["own_parts.py:gymnasium"], "is a module without build"),
-    (["own_parts.py:small", "--kind", "planner"],
-     "unknown kind 'planner'.* planners, agents, .* no conformance test yet"),
+    (["own_parts.py:small", "--kind", "agent"],
+     "unknown kind 'agent'.* agents, encoders .* no conformance test yet"),
     (["CartPoll-v1"], "unknown Gymnasium id 'CartPoll-v1'; did you mean 'CartPole-v1'"),
     (["nowhere.py:X"], "there is no file nowhere.py"),
     (["own_parts.py:small", "--pixels", "0"], "--pixels must be at least 1"),
@@ -384,3 +393,41 @@ def test_samples_have_resets_where_they_are_asked_for() -> None:
     assert batch.is_first.nonzero().tolist() == [[0, 0], [1, 3]] and batch.is_last.nonzero().tolist() == [[1, 2]]
     assert not batch.prev_action[batch.is_first].any() and not batch.action[batch.is_last].any()
     np.testing.assert_array_equal(batch.prev_action[0, 1:], batch.action[0, :-1])
+
+
+# Planners
+
+
+@dataclass(frozen=True, kw_only=True)
+class Careless:
+    """Keeps every promise but three."""
+
+    def initial(self, batch_size: int, action_size: int) -> Any:
+        return blank(batch_size, 2, action_size)
+
+    def __call__(self, objective: Any, state: Any, plan: Any, first: torch.Tensor) -> Any:
+        mean = plan.mean * ~first[:, None, None] + state.x.mean(0)
+        score = objective.score(state, mean.unsqueeze(1))
+        return replace(plan, action=mean[:, 0], mean=mean), {"value": score[:, 0], "evaluations": torch.ones(())}
+
+
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("planner", [
+    CEM(horizon=3, samples=8, elites=2), ICEM(horizon=3), GradCEM(horizon=3), CategoricalCEM(horizon=3, samples=50),
+    PolicyMPPI(samples=16, policy_samples=2, elites=4), MuZero(simulations=4), GumbelMuZero(simulations=4),
+], ids=lambda p: type(p).__name__)
+def test_our_planners_conform(planner: Any) -> None:
+    assert target.kind_of(planner) == "planner"
+    check.check_planner(planner).require()
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_careless_planner_is_told_what_is_wrong() -> None:
+    failed = {finding.check: finding.said for finding in check.check_planner(Careless()).failures}
+    assert set(failed) == {"actions stay inside", "first forgets, row by row", "a batch is its rows"}
+    assert "clamp to [-1, 1]" in failed["actions stay inside"]
+    assert "torch.where(first" in failed["first forgets, row by row"]
+
+
+def test_a_planner_is_found_by_its_class() -> None:
+    assert target.find("worldmodel.planning.cem:CEM") == CEM()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import gymnasium
 import torch
 
 from worldmodel import presets
-from worldmodel.check import core, objective, value, world_model
+from worldmodel.check import core, objective, planner, value, world_model
 from worldmodel.check.env import check_env
 from worldmodel.check.report import Report
 from worldmodel.check.samples import ActionKind, Seen, make_spec
@@ -41,9 +42,10 @@ KINDS: dict[str, Callable[[Any, EnvSpec, str], Report]] = {
     "core": lambda config, spec, device: core.check_core(config, device=device),
     "objective": lambda config, spec, device: objective.check_objective(config, device=device),
     "value": lambda config, spec, device: value.check_value_learner(config, device=device),
+    "planner": lambda config, spec, device: planner.check_planner(config),
     "env": lambda config, spec, device: check_env(config),
 }
-ABSENT = "planners, agents, encoders and decoders have no conformance test yet"
+ABSENT = "agents, encoders and decoders have no conformance test yet"
 
 
 def check_target(
@@ -85,7 +87,7 @@ def find(target: str) -> Any:
         raise UserError(f"{where}: {unknown('name', name, (n for n in own if not n.startswith('_')))}")
     if isinstance(found, type) and issubclass(found, gymnasium.Env):
         return GymConfig(id=f"{module.__name__}:{name}")
-    if inspect.isfunction(found) or (isinstance(found, type) and hasattr(found, "build")):
+    if inspect.isfunction(found) or (isinstance(found, type) and (hasattr(found, "build") or _plans(found))):
         try:
             made = found()
         except (TypeError, ValueError) as error:
@@ -96,12 +98,18 @@ def find(target: str) -> Any:
             made.close()
             return GymConfig(id=f"{module.__name__}:{name}")
         found = made
-    if isinstance(found, type) or not callable(getattr(found, "build", None)):
+    if isinstance(found, type) or not (callable(getattr(found, "build", None)) or _plans(type(found))):
         what = f"class {name}" if isinstance(found, type) else f"a {type(found).__name__}"
         raise UserError(
             f"{target} is {what} without build(...); name the config that builds one part: {', '.join(KINDS)}; {ABSENT}"
         )
     return found
+
+
+def _plans(kind: type) -> bool:
+    """Whether it is a planner: numbers that can be called."""
+    is_called = any("__call__" in vars(base) for base in kind.__mro__)
+    return dataclasses.is_dataclass(kind) and is_called and hasattr(kind, "initial")
 
 
 def _known(config: GymConfig) -> GymConfig:
@@ -112,6 +120,8 @@ def _known(config: GymConfig) -> GymConfig:
 
 def kind_of(config: Any) -> str:
     """The kind of what a config builds, from what ``build`` takes, else from what it says to return."""
+    if _plans(type(config)):
+        return "planner"
     parameters = inspect.signature(config.build).parameters.values()
     asked = tuple(p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD)
     is_agent = any(p.name == "device" for p in parameters)
