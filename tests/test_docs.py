@@ -115,6 +115,8 @@ def workplace(tmp_path: Path, first_run: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "examples").mkdir()
     for example in (ROOT / "examples").glob("*.py"):
         shutil.copy(example, tmp_path / "examples")
+        # another test may have imported the original, and one name is one module
+        monkeypatch.delitem(sys.modules, example.stem, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     before, threads = set(sys.modules), torch.get_num_threads()
