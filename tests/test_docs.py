@@ -117,6 +117,7 @@ def workplace(tmp_path: Path, first_run: Path, monkeypatch: pytest.MonkeyPatch) 
         shutil.copy(example, tmp_path / "examples")
         # another test may have imported the original, and one name is one module
         monkeypatch.delitem(sys.modules, example.stem, raising=False)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if Path(folder) != ROOT / "examples"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     before, threads = set(sys.modules), torch.get_num_threads()
