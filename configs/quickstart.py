@@ -22,8 +22,8 @@ def quickstart(
     core: Core = "rssm",
 ) -> Run:
     """Catch, Glide or Recall from 32 x 32 pixels, in minutes on two CPU cores."""
-    # Recall pays nothing for a long time: noise must not talk the policy out of trying.
-    entropy = 0.03 if task == "recall" else 3e-4
+    # Catch and Recall pay little until the model is good: noise must not talk the policy out of trying before.
+    entropy = 3e-4 if task == "glide" else 0.03
     agent = dreamer("nano", objective=objective, core=core, imagination=10, lr=3e-3)
     agent = replace(agent, actor=replace(agent.actor, entropy=entropy))
     return Run(
