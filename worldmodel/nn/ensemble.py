@@ -113,14 +113,14 @@ class EnsembleMLP(nn.Module):
         return self._run(x.flatten(1, -2), members, drop).view(*x.shape[:-1], -1)
 
     def _run(self, x: Tensor, members: Tensor | None, drop: bool) -> Tensor:
-        last = len(self.layers) - 1
+        last, norms = len(self.layers) - 1, [*(self.norms or ())]
         for i, layer in enumerate(self.layers):
             x = layer(x, members)
             if i == last:
                 break
             if i == 0 and drop and self.dropout:
                 x = F.dropout(x, self.dropout)
-            if self.norms is not None:
-                x = self.norms[i](x, members)
+            if norms:
+                x = norms[i](x, members)
             x = self.activation(x)
         return x
