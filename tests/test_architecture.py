@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from worldmodel.protocols import ActionDistribution, Agent, EnvPool, Replay, ValueLearner, WorldModel
+from worldmodel.protocols import (
+    ActionDistribution,
+    Agent,
+    EnvPool,
+    Planner,
+    PlanningObjective,
+    Replay,
+    ValueLearner,
+    WorldModel,
+)
 from worldmodel.specs import Env, EnvConfig
 
 ROOT = Path(__file__).parent.parent
@@ -237,12 +246,14 @@ def test_the_map_names_what_exists_and_every_module_of_the_engine() -> None:
     assert modules - named == set()
 
 
-@pytest.mark.parametrize("seam", [WorldModel, Agent, ValueLearner, ActionDistribution, EnvPool, Replay, Env, EnvConfig])
+@pytest.mark.parametrize("seam", [
+    WorldModel, Agent, ValueLearner, ActionDistribution, Planner, PlanningObjective, EnvPool, Replay, Env, EnvConfig,
+])
 def test_the_map_lists_every_method_of_a_seam(seam: type) -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     entry = re.search(rf"\*\*{seam.__name__}\b.*?(?=\n- |\n\n|[;.] \*\*)", text, re.DOTALL)
     assert entry, f"docs/architecture.md does not list {seam.__name__}"
     listed = set(re.findall(r"`(\w+)`", entry[0]))
-    methods = {name for name in vars(seam) if not name.startswith("_")} | ({"__len__"} & set(vars(seam)))
+    methods = {name for name in vars(seam) if not name.startswith("_")} | ({"__len__", "__call__"} & set(vars(seam)))
     members = methods | set(vars(seam).get("__annotations__", {}))
     assert listed == members

@@ -31,6 +31,8 @@ class ActionSpec:
 
     kind: Literal["continuous", "discrete"]
     size: int
+    is_bounded: bool = field(default=True, repr=False)
+    """False where a continuous action has a number without finite bounds, which the adapter passes as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,6 +125,7 @@ def test_actions_are_stretched_to_the_tasks_bounds_and_clipped():
 def test_actions_without_bounds_pass_as_they_are():
     env = _proprio("lqr_lqr_2_1", repeat=1)
     env.reset(seed=0)
+    assert not env.spec.action.is_bounded and _proprio("cartpole_swingup", repeat=1).spec.action.is_bounded
     env.step(np.array([3.5]))
     assert env._data.ctrl[0] == 3.5
 

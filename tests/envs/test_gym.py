@@ -16,7 +16,7 @@ from PIL import Image
 
 from worldmodel.envs.gym import GymConfig, describe
 from worldmodel.errors import EnvError
-from worldmodel.specs import ArraySpec, Clones, Env, EnvStep
+from worldmodel.specs import ActionSpec, ArraySpec, Clones, Env, EnvStep
 
 CLASSIC = ["CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Acrobot-v1"]
 
@@ -163,7 +163,7 @@ def test_finite_action_bounds_are_stretched_and_clipped_and_infinite_ones_left_a
 ) -> None:
     low, high = np.array([[-2.0, 0.1], [-np.inf, 0.0]]), np.array([[2.0, 0.7], [np.inf, np.inf]])
     env, scripted = make(monkeypatch, action_space=spaces.Box(low.astype("f4"), high.astype("f4"), dtype=np.float32))
-    assert (env.spec.action.kind, env.spec.action.size) == ("continuous", 4)
+    assert env.spec.action == ActionSpec(kind="continuous", size=4, is_bounded=False)
     env.reset(seed=0)
     for given in ([-1, -1, -3, -3], [1, 1, 5, 5], [9, -9, 0, 0.5], [0, 0, 0, 0], [0.5, 1 / 3, 1, 1]):
         env.step(np.array(given, np.float32))

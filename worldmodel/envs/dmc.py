@@ -136,7 +136,7 @@ class DMCEnv:
         return EnvSpec(
             name=config.name,
             obs=obs,
-            action=ActionSpec(kind="continuous", size=len(self._low)),
+            action=ActionSpec(kind="continuous", size=len(self._low), is_bounded=self._is_bounded),
             repeat=config.repeat,
             max_steps=-(-frames // config.repeat),
         )

@@ -159,4 +159,5 @@ def _action(name: str, space: Any) -> tuple[ActionSpec, Callable[[np.ndarray], A
         # The second clip is against rounding, which may step over a bound by one bit.
         return np.clip(np.where(is_bounded, inside, given), space.low, space.high).astype(space.dtype)
 
-    return ActionSpec(kind="continuous", size=int(np.prod(space.shape))), stretch
+    size, is_finite = int(np.prod(space.shape)), bool(np.all(is_bounded))
+    return ActionSpec(kind="continuous", size=size, is_bounded=is_finite), stretch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +44,14 @@ class GumbelMuZero:
     def __call__(self, objective: PlanningObjective[S], state: S, plan: Plan, first: Tensor) -> tuple[Plan, Info]:
         """Run ``simulations``, each one model step."""
         search = Tree(objective, state, first, self.simulations, self)
-        b, a = plan.action.shape
-        gumbel = self.gumbel_scale * noise.gumbel(b, a, like=plan.mean)
+        gumbel = self.gumbel_scale * noise.gumbel(*plan.action.shape, like=plan.mean)
+        choice, improved = self.compete(search, gumbel)
+        action = F.one_hot(choice, plan.action.shape[1]).float()
+        plan = Plan(action=action, mean=improved[:, None], std=torch.zeros_like(plan.std), kept=plan.kept)
+        return plan, {"value": search.root().value, "evaluations": improved.new_full((), float(self.simulations))}
+
+    def compete(self, search: Tree[Any], gumbel: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the simulations: the action (B,) that is left, by number, and the improved policy (B, K)."""
 
         def at_root(wanted: float | Tensor) -> Tensor:
             """g + logits + sigma(q) of the actions that were visited that often, eq. 8."""
@@ -55,13 +61,11 @@ class GumbelMuZero:
             score = gumbel + root.logits + self.sigma(root)
             return torch.where(fitting, score, score - 1e9)
 
-        for i, wanted in enumerate(schedule(min(self.considered, a), self.simulations)):
+        for i, wanted in enumerate(schedule(min(self.considered, gumbel.shape[1]), self.simulations)):
             search.simulate(i, lambda _, wanted=wanted: at_root(wanted), self.below, self.max_depth)
         root = search.root()
-        action = F.one_hot(at_root(root.visits.amax(1, keepdim=True)).argmax(1), a).float()
         improved = torch.softmax(root.logits + self.sigma(root), -1)
-        plan = Plan(action=action, mean=improved[:, None], std=torch.zeros_like(plan.std), kept=plan.kept)
-        return plan, {"value": root.value, "evaluations": improved.new_full((), float(self.simulations))}
+        return at_root(root.visits.amax(1, keepdim=True)).argmax(1), improved
 
     def below(self, node: Node) -> Tensor:
         """(B, A) below the root: follow the improved policy as closely as visits can, eq. 14."""

@@ -24,12 +24,18 @@ def blank(batch_size: int, horizon: int, action_size: int, *, kept: int = 0) -> 
 
 
 def require(objective: PlanningObjective[Any], kind: str, planner: object) -> None:
-    """Raises UserError where the objective's actions are not of this kind."""
+    """Raises UserError where the objective's actions are not of this kind, or have no bounds to plan within."""
     if objective.action.kind != kind:
-        other = "CategoricalCEM, MuZero or GumbelMuZero" if kind == "continuous" else "CEM, ICEM, MPPI or PolicyMPPI"
+        continuous = "CEM, ICEM, MPPI, PolicyMPPI or SampledGumbelMuZero"
+        other = "CategoricalCEM, MuZero or GumbelMuZero" if kind == "continuous" else continuous
         raise UserError(
             f"{type(planner).__name__} plans {kind} actions, but this environment's are {objective.action.kind}; take "
             f"{other}"
+        )
+    if not objective.action.is_bounded:
+        raise UserError(
+            f"{type(planner).__name__} plans actions in [-1, 1], but this environment's have no finite bounds; wrap it "
+            f"so that they have some, or act by a policy"
         )
 
 

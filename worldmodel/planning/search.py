@@ -1,4 +1,4 @@
-"""A batched search tree over discrete actions: arrays of a fixed size, one new node a simulation."""
+"""A batched search tree over a few actions at each node: arrays of a fixed size, one new node a simulation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel import tree
@@ -20,14 +19,14 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What a selection rule sees of the nodes where the rows stand."""
+    """What a selection rule sees of the nodes where the rows stand, K actions each."""
 
     logits: Tensor
-    """(B, A) of the prior."""
+    """(B, K) of the prior."""
     visits: Tensor
-    """(B, A) of each action."""
+    """(B, K) of each action."""
     q: Tensor
-    """(B, A) r + discount c V(child); anything where there is no visit."""
+    """(B, K) r + discount c V(child); anything where there is no visit."""
     raw: Tensor
     """(B,) what the value function says."""
     value: Tensor
@@ -35,32 +34,45 @@ class Node:
 
 
 Rule = Callable[[Node], Tensor]
-"""Scores (B, A) of actions; the largest is taken."""
+"""Scores (B, K) of a node's actions; the largest is taken."""
+
+Draw = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Features (B, F) to the actions of a node (B, K, A) and the logits of their prior (B, K)."""
 
 
 class Tree(Generic[S]):
-    """Search from ``state`` (B, ...). Node 0 is the root; a node's reward belongs to arriving in it."""
+    """Search from ``state`` (B, ...). Node 0 is the root; a node's reward belongs to arriving in it.
+
+    A node's actions are all there are, where these are discrete, or a few that are drawn when it is made.
+    """
 
     def __init__(
-        self, objective: PlanningObjective[S], state: S, first: Tensor, simulations: int, planner: object
+        self, objective: PlanningObjective[S], state: S, first: Tensor, simulations: int, planner: object,
+        draw: Draw | None = None,
     ) -> None:
-        """Raises UserError where actions are not discrete, or there is no value to judge leaves by."""
-        require(objective, "discrete", planner)
+        """Args: draw, for continuous actions, gives the actions of a node.
+        Raises: UserError where actions are of the other kind, or there is no value to judge leaves by."""
+        require(objective, "continuous" if draw else "discrete", planner)
         if objective.value is None:
             raise UserError(
                 f"{type(planner).__name__} judges leaves by a value, and the objective has none; hand over value=, for "
                 f"instance an agent's critic"
             )
         self.objective, self.simulations = objective, simulations
+        self.draw = draw or self._every
         b, a, device = first.shape[0], objective.action.size, first.device
+        features = objective.model.features(state)
+        root = self.draw(features)
+        k = root[1].shape[1]
         self.rows = torch.arange(b, device=device)
         shape = (b, simulations + 1)
         self.states = tree.map(lambda x: x.unsqueeze(1).repeat(1, shape[1], *[1] * (x.ndim - 1)), state)
-        self.children = torch.full((*shape, a), -1, device=device)
-        self.visits = torch.zeros((*shape, a), device=device)
+        self.children = torch.full((*shape, k), -1, device=device)
+        self.visits = torch.zeros((*shape, k), device=device)
         self.reward, self.alive, self.raw, self.total, self.count = torch.zeros((5, *shape), device=device).unbind(0)
-        self.logits = torch.zeros((*shape, a), device=device)
-        self._judge(state, torch.zeros_like(self.rows))
+        self.logits = torch.zeros((*shape, k), device=device)
+        self.actions = torch.zeros((*shape, k, a), device=device)
+        self._judge(features, root, torch.zeros_like(self.rows))
         self.total[:, 0], self.count[:, 0] = self.raw[:, 0], 1
 
     def node(self, index: Tensor) -> Node:
@@ -108,22 +120,32 @@ class Tree(Generic[S]):
     def _expand(self, parent: Tensor, action: Tensor, leaf: Tensor) -> None:
         model = self.objective.model
         before = tree.index(self.states, (self.rows, parent))
-        onehot = F.one_hot(action, self.objective.action.size).float()
-        state = model.step(before, onehot)
-        prediction = model.predict(before, onehot, state)
+        taken = self.actions[self.rows, parent, action]
+        state = model.step(before, taken)
+        prediction = model.predict(before, taken, state)
         self.children[self.rows, parent, action] = leaf
         for held, x in zip(tree.leaves(self.states), tree.leaves(state)):
             held[self.rows, leaf] = x
         self.reward[self.rows, leaf] = prediction.reward.float()
         self.alive[self.rows, leaf] = self.objective.discount * prediction.continues.float()
-        self._judge(state, leaf)
+        features = model.features(state)
+        self._judge(features, self.draw(features), leaf)
 
-    def _judge(self, state: Any, index: Tensor) -> None:
-        features, a = self.objective.model.features(state), self.objective.action.size
+    def _judge(self, features: Tensor, drawn: tuple[Tensor, Tensor], index: Tensor) -> None:
         assert self.objective.value is not None
         self.raw[self.rows, index] = self.objective.value(features).float()
-        if self.objective.policy is not None:
-            # (B, A, F) and (B, A, A): the log-probability of every action, by the protocol alone
-            every = torch.eye(a, device=features.device).expand(features.shape[0], a, a)
-            prior = self.objective.policy(features.unsqueeze(1).expand(-1, a, -1))
-            self.logits[self.rows, index] = prior.log_prob(every).float()
+        self.actions[self.rows, index], self.logits[self.rows, index] = drawn
+
+    def _every(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """All discrete actions, and what the policy thinks of them."""
+        b, a = features.shape[0], self.objective.action.size
+        every = torch.eye(a, device=features.device).expand(b, a, a)
+        return every, log_prior(self.objective, features, every)
+
+
+def log_prior(objective: PlanningObjective[Any], features: Tensor, action: Tensor) -> Tensor:
+    """Log-probability of actions (B, K, A) under the policy at features (B, F), (B, K) float32; 0 without one."""
+    if objective.policy is None:
+        return torch.zeros(action.shape[:-1], device=action.device)
+    prior = objective.policy(features.unsqueeze(1).expand(-1, action.shape[1], -1))
+    return prior.log_prob(action).float()
