@@ -83,7 +83,10 @@ class Uncertain(Protocol):
 class Forks(Protocol):
     """Can share a prefix (a KV cache) among candidates instead of copying it."""
 
-    def fork(self, state: Any, n: int) -> Any: ...
+    def fork(self, state: Any, n: int) -> Any:
+        """(B, ...) to the state of B n candidates, row b's i-th in row b n + i: for ``step``, ``features``,
+        ``predict``, ``fork`` and ``trim``, but not to be indexed, since what is shared has B rows."""
+        ...
 
 
 @runtime_checkable

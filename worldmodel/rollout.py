@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import tree
-from worldmodel.protocols import Trims, WorldModel
+from worldmodel.protocols import Forks, Trims, WorldModel
 from worldmodel.types import Trajectory
 
 S = TypeVar("S")
@@ -18,9 +18,13 @@ S = TypeVar("S")
 def imagine(model: WorldModel[S], policy: Callable[[Tensor], Tensor], state: S, horizon: int) -> Trajectory[S]:
     """Dream ``horizon`` steps from ``state`` (B, ...), choosing actions by ``policy(features) -> (B, A)``.
 
+    A model that ``Forks`` leaves the past of ``state`` where it is, instead of carrying it along from step to step.
+
     Gradients flow wherever the caller lets them: wrap in ``torch.no_grad`` for score-function learning.
     """
     states, actions = [trimmed(model, state)], []
+    if isinstance(model, Forks):
+        state = model.fork(state, 1)
     for _ in range(horizon):
         action = policy(model.features(state))
         state = model.step(state, action)

@@ -7,14 +7,22 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.models import make_agent, make_batch, make_spec
 from worldmodel import tree
 from worldmodel.check.core import check_core
 from worldmodel.check.still import Still
+from worldmodel.configs.sizes import dreamer
 from worldmodel.configs.storm import PUBLISHED
 from worldmodel.models.cores.transformer import TransformerConfig
 from worldmodel.nn.attention import turned, turns
+from worldmodel.nn.optim import without_gradient
+from worldmodel.planning.objectives import ExpectedReturn
+from worldmodel.planning.policy_mppi import PolicyMPPI
+from worldmodel.protocols import Forks
+from worldmodel.rng import Stream
+from worldmodel.rollout import imagine
 from worldmodel.types import ActionSpec, ArraySpec, EnvSpec
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "ffn": 24, "window": 4, "stoch": 3, "classes": 4}
@@ -317,3 +325,144 @@ def test_an_update_with_dropout_is_repeated_bit_for_bit_after_a_resume():
         agent.learn(batch)
     for name, x in one.state_dict().items():
         assert torch.equal(x, two.state_dict()[name]), name
+
+
+# Candidates that share a window
+
+FORMS = [
+    {"window": 6}, {"window": 6, "norm": "post", "positions": "learned"}, {"window": 2}, {"window": 20, "layers": 1}
+]
+
+
+def stepped(core, state, actions):
+    """Features after each step (rows, T, F), and the last state."""
+    seen = []
+    with Still():
+        for t in range(actions.shape[1]):
+            state = core.step(state, actions[:, t])
+            seen.append(torch.cat([core.features(state), core.prior(state.deter).flatten(1)], 1))
+    return torch.stack(seen, 1), state
+
+
+def repeated(state, n):
+    return tree.map(lambda x: x.repeat_interleave(n, 0), state)
+
+
+@pytest.mark.parametrize("changes", FORMS)
+def test_a_fork_steps_as_copies_of_the_state_do(changes):
+    core, n = small(**changes), 3
+    actions = torch.randn(2 * n, 9, 2, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        start = some_past(core, 2)
+        forked, after = stepped(core, core.fork(start, n), actions)
+        copied, _ = stepped(core, repeated(start, n), actions)
+        torch.testing.assert_close(forked, copied, rtol=1e-5, atol=1e-5)
+        assert (len(after.shared) == 0) == (core.config.window <= 10), "what is out of sight is let go"
+        # candidates of candidates: rows 2 (3 i) + j
+        again = torch.randn(2 * n * 2, 4, 2, generator=torch.Generator().manual_seed(4))
+        _, middle = stepped(core, core.fork(start, n), actions[:, :2])
+        _, plain = stepped(core, repeated(start, n), actions[:, :2])
+        deeper, _ = stepped(core, core.fork(middle, 2), again)
+        torch.testing.assert_close(deeper, stepped(core, repeated(plain, 2), again)[0], rtol=1e-5, atol=1e-5)
+        # filtering may go on from it as well
+        tokens, action, is_first = sequence(2 * n, 3, ((1, 1),))
+        with Still():
+            seen, expected = (core.observe(state, tokens, action, is_first) for state in (middle, plain))
+        torch.testing.assert_close(seen.states.deter, expected.states.deter, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", FORMS)
+def test_gradients_reach_the_shared_window(changes):
+    core, actions = small(**changes), torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(3))
+
+    def gradients(many):
+        start = tree.map(lambda x: x.clone().requires_grad_() if x.is_floating_point() else x, some_past(core, 2))
+        given = actions.clone().requires_grad_()
+        out, _ = stepped(core, many(start), given)
+        total = (out * torch.cos(torch.arange(out.numel()).view(out.shape))).sum()
+        inputs = [given, start.stoch, *start.keys, *start.values, core.blocks[0].feed[0].weight]
+        return torch.autograd.grad(total, inputs)
+
+    for a, b in zip(gradients(lambda s: core.fork(s, 2)), gradients(lambda s: repeated(s, 2))):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert core.config.window == 2 or a.abs().sum() > 0
+
+
+def made_by(call):
+    """Bytes of all new tensors in a call."""
+
+    class Counter(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            given = {x.untyped_storage().data_ptr() for x in tree.leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+            for x in tree.leaves(out):
+                if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in given:
+                    self.total += x.untyped_storage().nbytes()
+            return out
+
+    with Counter() as counter, torch.no_grad():
+        call()
+    return counter.total
+
+
+def test_a_fork_holds_one_window_for_all_its_candidates():
+    core, n, steps = small(window=64), 32, 3
+    start = some_past(core, 2)
+    windows = sum(x.nbytes for x in (*start.keys, *start.values))
+    assert made_by(lambda: core.fork(start, n)) < 4 * windows, "one copy, with turned keys, and what turning takes"
+    assert made_by(lambda: repeated(start, n)) >= n * windows
+    actions = torch.randn(2 * n, steps, 2)
+    shared = made_by(lambda: stepped(core, core.fork(start, n), actions))
+    copied = made_by(lambda: stepped(core, repeated(start, n), actions))
+    assert shared < copied / 4, (shared, copied)
+
+
+@pytest.mark.parametrize(("core", "shares"), [("transformer", True), ("rssm", False), ("mamba", False)])
+def test_a_world_model_forks_where_its_core_does(core, shares):
+    model = dreamer("nano", core=core).model.build(make_spec())
+    assert isinstance(model, Forks) == shares
+    twin = without_gradient(model)
+    assert isinstance(twin, Forks) == shares
+    if shares:
+        assert twin.fork.__self__ is twin.core is not model.core
+
+
+@pytest.mark.parametrize("window", [4, 16])
+def test_policy_mppi_plans_alike_with_shared_and_with_copied_windows(window):
+    agent = make_agent(make_spec("continuous"), model={"core": TransformerConfig(**(SMALL | {"window": window}))})
+    planner = PolicyMPPI(horizon=3, samples=24, policy_samples=6, elites=4, iterations=2)
+    objective = ExpectedReturn(
+        model=agent.model, action=agent.spec.action, policy=agent.actor, value=agent.value.value, bootstrap="last"
+    )
+    batch = make_batch(agent.spec, 2, 6)
+    with Still(), torch.no_grad():
+        seen = agent.model.observe(agent.model.initial(2), batch.obs, batch.prev_action, batch.is_first)
+    state, first = tree.index(seen, (ALL, -1)), torch.tensor([True, False])
+
+    def plan():
+        with Stream(seed=0), torch.no_grad():
+            return planner(objective, state, planner.initial(2, agent.spec.action.size), first)
+
+    shared, told = plan()
+    used = made_by(plan)
+    del agent.model.fork
+    copied, said = plan()
+    torch.testing.assert_close(shared.mean, copied.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(told["value"], said["value"], rtol=1e-4, atol=1e-5)
+    assert used < made_by(plan)
+
+
+def test_dreams_are_the_same_with_and_without_a_fork():
+    agent = make_agent(model={"core": TransformerConfig(**(SMALL | {"window": 6}))})
+    batch = make_batch(agent.spec, 2, 6)
+
+    def dream():
+        with Still(), torch.no_grad():
+            seen = agent.model.observe(agent.model.initial(2), batch.obs, batch.prev_action, batch.is_first)
+            return imagine(agent.model, lambda f: agent.actor(f).mode(), tree.flatten_time(seen), 8)
+
+    shared = dream()
+    del agent.model.fork
+    tree.map(lambda a, b: torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5), shared, dream())

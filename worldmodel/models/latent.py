@@ -17,7 +17,7 @@ from worldmodel.nn.blocks import BatchNorm
 from worldmodel.nn.decoders import ConvDecoderConfig
 from worldmodel.nn.encoders import ConvEncoderConfig
 from worldmodel.nn.heads import BernoulliHead, TwoHotHead
-from worldmodel.protocols import Trims
+from worldmodel.protocols import Forks, Trims
 from worldmodel.types import ArraySpec, Batch, EnvSpec, Prediction
 
 S = TypeVar("S")
@@ -67,13 +67,16 @@ class LatentModelConfig:
 
 
 class LatentWorldModel(nn.Module, Generic[S]):
-    """Implements ``WorldModel[S]``, ``Decodes`` and ``Remembers`` for any core."""
+    """Implements ``WorldModel[S]``, ``Decodes`` and ``Remembers`` for any core, and ``Forks`` where the core does."""
 
     def __init__(self, config: LatentModelConfig, spec: EnvSpec) -> None:
         super().__init__()
         self.config = config
         self.encoder = config.encoder.build(spec.obs)
         self.core: Core[S] = config.core.build(spec.action.size, self.encoder.out_dim)
+        if isinstance(self.core, Forks):
+            # of the instance: a method of the class would promise it for every core
+            self.fork = self.core.fork
         self.feature_dim = self._width(config.behaviour)
 
         def make_decoder() -> Any:

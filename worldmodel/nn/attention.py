@@ -1,8 +1,9 @@
 """Transformer blocks over a window of the past: keys and values of earlier inputs come in and go out, nothing is kept
-inside. A step is a sequence of one."""
+inside. A step is a sequence of one. Rows that go on from the same past can share it."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,12 +27,21 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Sight(NamedTuple):
-    """What T queries see of P earlier inputs and of each other."""
+    """What T queries see of P earlier inputs and of each other; where a past of S inputs is shared, of that before."""
 
     mask: Tensor
-    """(B, T, P + T) bool, true where a query sees a key."""
+    """(B, T, S + P + T) bool, true where a query sees a key."""
     turns: Tensor | None
-    """(P + T, 2, d/2) cosines and sines of rotary positions, or None."""
+    """(S + P + T, 2, d/2) cosines and sines of rotary positions, or None."""
+
+
+class Shared(NamedTuple):
+    """A past of S inputs, on which B / R rows each look back; the first B / R on the first, and so on."""
+
+    keys: Tensor
+    """(R, S, D), turned already."""
+    values: Tensor
+    """(R, S, D)"""
 
 
 class Mixed(NamedTuple):
@@ -55,21 +65,51 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width, bias=False)
         self.out = Linear(width, width, bias=False, scale=out_scale)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, sight: Sight) -> Mixed:
-        """(B, T, D) after earlier keys and values (B, P, D). Keys are kept unturned: positions are those within what
-        is seen now, so that nothing grows with the length of an episode."""
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, sight: Sight, shared: Shared | None = None
+    ) -> Mixed:
+        """(B, T, D) after earlier keys and values (B, P, D), and those that are shared. Keys are kept unturned:
+        positions are those within what is seen now, so that nothing grows with the length of an episode."""
         query, key, value = self.qkv(x).chunk(3, -1)
         keys = torch.cat([keys, key.to(keys.dtype)], 1)
         values = torch.cat([values, value.to(values.dtype)], 1)
-        # (B, n, D) -> (B, heads, n, d)
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (query, keys, values))
+        q, k, v = self._split(query), self._split(keys), self._split(values)
         if sight.turns is not None:
-            q, k = turned(q, sight.turns[-x.shape[1] :]), turned(k, sight.turns)
-        y = F.scaled_dot_product_attention(
-            q, k.to(q.dtype), v.to(q.dtype), attn_mask=sight.mask.unsqueeze(1),
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+            q, k = turned(q, sight.turns[-x.shape[1] :]), turned(k, sight.turns[-keys.shape[1] :])
+        k, v = k.to(q.dtype), v.to(q.dtype)
+        dropout = self.dropout if self.training else 0.0
+        if shared is None:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=sight.mask.unsqueeze(1), dropout_p=dropout)
+        else:
+            y = self._attend_shared(q, k, v, sight.mask, shared, dropout)
         return Mixed(self.out(y.transpose(1, 2).flatten(-2)), keys, values)
+
+    def turn(self, keys: Tensor, turns: Tensor) -> Tensor:
+        """Keys (B, S, D) at positions with these turns (S, 2, d/2)."""
+        return turned(self._split(keys), turns).transpose(1, 2).flatten(-2)
+
+    def _attend_shared(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, shared: Shared, dropout: float
+    ) -> Tensor:
+        """(B, heads, T, d): what is shared is read where it lies, by all the rows that share it in one product."""
+        past, lead = shared.keys.shape[1], shared.keys.shape[0]
+
+        def gathered(y: Tensor) -> Tensor:
+            """(B, heads, T, n) -> (R, heads, B / R * T, n)"""
+            return y.unflatten(0, (lead, -1)).transpose(1, 2).flatten(2, 3)
+
+        def spread(y: Tensor) -> Tensor:
+            return y.unflatten(2, (-1, q.shape[2])).transpose(1, 2).flatten(0, 1)
+
+        before, seen = self._split(shared.keys).to(q.dtype), self._split(shared.values).to(q.dtype)
+        scores = torch.cat([spread(gathered(q) @ before.mT), q @ k.mT], -1).float() / math.sqrt(q.shape[-1])
+        weight = torch.softmax(scores.masked_fill(~mask.unsqueeze(1), -torch.inf), -1)
+        weight = F.dropout(weight, dropout).to(q.dtype) if dropout else weight.to(q.dtype)
+        return spread(gathered(weight[..., :past]) @ seen) + weight[..., past:] @ v
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, n, D) -> (B, heads, n, d)"""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -86,9 +126,11 @@ class Block(nn.Module):
         self.attention_norm, self.feed_norm = LayerNorm(width), LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, sight: Sight) -> Mixed:
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, sight: Sight, shared: Shared | None = None
+    ) -> Mixed:
         """See :meth:`Attention.forward`; the residual stream is float32."""
-        y, keys, values = self.attention(x if self.is_post else self.attention_norm(x), keys, values, sight)
+        y, keys, values = self.attention(x if self.is_post else self.attention_norm(x), keys, values, sight, shared)
         x = x + self.dropout(y)
         if self.is_post:
             x = self.attention_norm(x)

@@ -19,7 +19,7 @@ from worldmodel import tree
 from worldmodel.distributions import Categorical
 from worldmodel.kernels.segments import segment_ids
 from worldmodel.models.cores.base import CoreOutput
-from worldmodel.nn.attention import Block, LayerNorm, Sight, turns
+from worldmodel.nn.attention import Block, LayerNorm, Shared, Sight, turns
 from worldmodel.nn.blocks import MLP, Linear
 from worldmodel.tree import struct
 from worldmodel.types import ArraySpec
@@ -34,12 +34,14 @@ class TransformerState:
     stoch: Tensor
     """(..., Z, K) one-hot."""
     keys: tuple[Tensor, ...]
-    """For each layer (..., W-1, D), the latest last, 0 where nothing is remembered; empty after
+    """For each layer (..., W-1, D), the latest last; those since the fork where a past is shared; empty after
     :meth:`Transformer.trim`."""
     values: tuple[Tensor, ...]
     """As ``keys``."""
     seen: Tensor
     """(...) int64 in [0, W], inputs that the next one follows on: so many of the last keys count, W-1 at most."""
+    shared: tuple[Shared, ...] = ()
+    """For each layer the window before the fork, of every n rows; empty before :meth:`Transformer.fork`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,8 @@ class Transformer(nn.Module):
     zero and the window begins anew.
 
     A state holds its window, (W-1) 2 D numbers a layer. To begin dreams at every step of a batch is cheap for small
-    models; with STORM's sizes it takes 0.5 MB a step, and short windows of replay are the published way.
+    models; with STORM's sizes it takes 0.5 MB a step, and short windows of replay are the published way. Rollouts
+    :meth:`fork` the states that they begin in, so they copy no window, neither for a candidate nor for a step.
     """
 
     def __init__(self, config: TransformerConfig, action_size: int, token_size: int) -> None:
@@ -165,7 +168,7 @@ class Transformer(nn.Module):
 
         Raises: ValueError for more steps than there are learned positions.
         """
-        c, (batch, time) = self.config, is_first.shape
+        c, (batch, time), state = self.config, is_first.shape, self._alone(state)
         if c.positions == "learned" and time > c.window:
             raise ValueError(
                 f"a sequence of {time} steps is longer than the {c.window} learned positions; take shorter ones "
@@ -187,11 +190,29 @@ class Transformer(nn.Module):
     def step(self, state: TransformerState, action: Tensor) -> TransformerState:
         """One step of imagination: the blocks, then a sample of the prior."""
         goes_on = torch.zeros_like(state.seen, dtype=torch.bool)
-        after = self._advance(state, action, goes_on)
+        after = self._go_on(state, action, goes_on) if state.shared else self._advance(state, action, goes_on)
         stoch = Categorical(self.prior(after.deter), self.config.unimix).sample()
+        # an own past as long as the window leaves nothing of the shared one in sight
+        is_alone = after.keys[0].shape[1] == self.config.window - 1
         return TransformerState(
-            deter=after.deter, stoch=stoch, keys=after.keys, values=after.values, seen=after.seen
+            deter=after.deter, stoch=stoch, keys=after.keys, values=after.values, seen=after.seen,
+            shared=() if is_alone else state.shared,
         )
+
+    def fork(self, state: TransformerState, n: int) -> TransformerState:
+        """(B, ...) -> (B n, ...), each row n times, for :meth:`step`: the windows are shared, not copied."""
+        shared, past = state.shared, (state.keys, state.values)
+        if not shared:
+            table = self._turns(self.config.window - 1, state.seen.device)
+            shared = tuple(
+                Shared(k if table is None else block.attention.turn(k, table), v)
+                for block, k, v in zip(self._blocks, state.keys, state.values)
+            )
+            past = tree.map(lambda x: x[:, :0], past)
+        deter, stoch, seen, past = tree.map(
+            lambda x: x.repeat_interleave(n, 0), (state.deter, state.stoch, state.seen, past)
+        )
+        return TransformerState(deter=deter, stoch=stoch, seen=seen, keys=past[0], values=past[1], shared=shared)
 
     def prior(self, deter: Tensor) -> Tensor:
         """(..., D) -> logits (..., Z, K)."""
@@ -203,7 +224,7 @@ class Transformer(nn.Module):
 
     def trim(self, state: TransformerState) -> TransformerState:
         """Without the window, which only ``observe`` and ``step`` read: a dream need not keep it."""
-        return replace(state, keys=(), values=())
+        return replace(state, keys=(), values=(), shared=())
 
     @property
     def memory_spec(self) -> dict[str, ArraySpec]:
@@ -233,7 +254,7 @@ class Transformer(nn.Module):
 
     def _attend(self, state: TransformerState, x: Tensor, is_first: Tensor) -> _Attended:
         """Inputs (B, T, D) to deter, with the windows after every step."""
-        c, past, time = self.config, self.config.window - 1, x.shape[1]
+        past, time = self.config.window - 1, x.shape[1]
         seen = self._count(state.seen, is_first)
         if self.positions is not None:
             x = x + self.positions[seen - 1]
@@ -242,12 +263,12 @@ class Transformer(nn.Module):
         age = at[past:].unsqueeze(1) - at
         sight = Sight(
             mask=(age >= 0) & (age < seen.unsqueeze(-1)),
-            turns=turns(past + time, c.width // c.heads, x.device) if c.positions == "rotary" else None,
+            turns=self._turns(past + time, x.device),
         )
         # (B, T, P): which entries of each step's window are its own memory
         own = at[:past].flip(0) < seen.unsqueeze(-1)
         x, keys, values = self.enter(x), [], []
-        for block, k, v in zip(self.blocks, state.keys, state.values):
+        for block, k, v in zip(self._blocks, state.keys, state.values):
             x, k, v = block(x, k, v, sight)
             keys.append(_windows(k, own))
             values.append(_windows(v, own))
@@ -258,6 +279,47 @@ class Transformer(nn.Module):
         action, is_first = action.unsqueeze(1), is_first.unsqueeze(1)
         after = self._attend(state, self._embed(state.stoch.unsqueeze(1), action, is_first), is_first)
         return tree.index(after, (slice(None), 0))
+
+    def _go_on(self, state: TransformerState, action: Tensor, is_first: Tensor) -> _Attended:
+        """As :meth:`_advance` where a past is shared and no episode begins: what came since grows by one."""
+        x = self._embed(state.stoch.unsqueeze(1), action.unsqueeze(1), is_first.unsqueeze(1))
+        seen = self._count(state.seen, is_first.unsqueeze(1))
+        if self.positions is not None:
+            x = x + self.positions[seen - 1]
+        count = self.config.window + state.keys[0].shape[1]
+        # (count,): how long before now each input was
+        age = torch.arange(count - 1, -1, -1, device=x.device)
+        sight = Sight(mask=age < seen.unsqueeze(-1), turns=self._turns(count, x.device))
+        x, keys, values = self.enter(x), [], []
+        for block, k, v, shared in zip(self._blocks, state.keys, state.values, state.shared):
+            x, k, v = block(x, k, v, sight, shared)
+            keys.append(k)
+            values.append(v)
+        return _Attended(self.leave(x).float()[:, 0], tuple(keys), tuple(values), seen[:, 0])
+
+    def _alone(self, state: TransformerState) -> TransformerState:
+        """The state with a window of its own."""
+        if not state.shared:
+            return state
+        past = self.config.window - 1
+        back = self._turns(past, state.seen.device)
+        back = None if back is None else torch.stack([back[:, 0], -back[:, 1]], 1)
+        keys, values = [], []
+        for block, k, v, shared in zip(self._blocks, state.keys, state.values, state.shared):
+            before = shared.keys if back is None else block.attention.turn(shared.keys, back)
+            n = k.shape[0] // before.shape[0]
+            keys.append(torch.cat([before.repeat_interleave(n, 0), k], 1)[:, -past:])
+            values.append(torch.cat([shared.values.repeat_interleave(n, 0), v], 1)[:, -past:])
+        return replace(state, keys=tuple(keys), values=tuple(values), shared=())
+
+    def _turns(self, count: int, device: torch.device) -> Tensor | None:
+        """Of rotary positions 0, 1, ..., if there are any."""
+        c = self.config
+        return turns(count, c.width // c.heads, device) if c.positions == "rotary" else None
+
+    @property
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def _observe_by_steps(
         self, state: TransformerState, tokens: Tensor, prev_action: Tensor, is_first: Tensor, noise: Tensor
