@@ -30,6 +30,7 @@ from worldmodel.train.lock import RunLock
 from worldmodel.train.log import BEGINNING, Logger
 from worldmodel.train.loop import Output, Summary, Trainer, restore_agent
 from worldmodel.train.manifest import provenance
+from worldmodel.train.memory import keep_freed_memory
 from worldmodel.train.restore import MANIFEST
 from worldmodel.train.signals import GracefulExit
 from worldmodel.train.threads import tune_threads
@@ -257,6 +258,7 @@ def _train(
     place, device = Place.find(), pick_device(run.device)
     mode = _mode(run, place, device)
     threads = pick_threads(run)
+    keep_freed_memory()
     with contextlib.ExitStack() as stack:
         display = Display(total_steps=run.train.steps, title=f"{run.env.name} · {device}", live=live)
         stack.callback(display.close)

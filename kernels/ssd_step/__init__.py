@@ -37,9 +37,9 @@ def ssd_step(
     Returns:
         y (B, H, P) in the dtype of x, and the next state (B, H, P, N), float32.
     """
-    reset = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device) if reset is None else reset
     if backend("ssd_step", x) == "torch":
         return reference.ssd_step(x, dt, A, B, C, D, reset, state)
+    reset = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device) if reset is None else reset
     from worldmodel.kernels.ssd_scan.triton import ssd_scan_op
 
     y, final, _ = ssd_scan_op(x[:, None], dt[:, None], A, B[:, None], C[:, None], D, reset[:, None].int(), state, False)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def ssd_step(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reset: Tensor, state: Tensor
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reset: Tensor | None, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, P) in the dtype of x, and the next state (B, H, P, N), at least float32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -15,8 +15,9 @@ def ssd_step(
     u, dt, A, D, state = (tensor.to(dtype) for tensor in (x, dt, A, D, state))
     # (B, G, N) -> (B, H, 1, N)
     B, C = (tensor.to(dtype).repeat_interleave(heads_per_group, 1).unsqueeze(2) for tensor in (B, C))
-    state = state.masked_fill(reset[:, None, None, None], 0)
+    if reset is not None:
+        state = state.masked_fill(reset[:, None, None, None], 0)
     decay = torch.exp(dt * A)
-    state = decay[:, :, None, None] * state + (dt[:, :, None] * u).unsqueeze(3) * B
-    y = (state * C).sum(3) + D[:, None] * u
+    state = torch.addcmul(decay[:, :, None, None] * state, (dt[:, :, None] * u).unsqueeze(3), B)
+    y = (state @ C.transpose(2, 3)).squeeze(3) + D[:, None] * u
     return y.to(x.dtype), state
