@@ -39,7 +39,7 @@ def passes(
         f"{row}, forward and backward": dispatch.implementations(both, device),
     }
     if device.type == "cuda":
-        with dispatch.using("torch"):
+        with dispatch.using("reference"):
             moved = [*leaves, *(out for out in forward() if out is not None)]
         source = torch.zeros(sum(t.numel() * t.element_size() for t in moved) // 2, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)

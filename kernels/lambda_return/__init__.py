@@ -12,7 +12,7 @@ __all__ = ["lambda_return"]
 
 def lambda_return(reward: Tensor, continues: Tensor, bootstrap: Tensor, lam: float | Tensor) -> Tensor:
     """See :func:`reference.lambda_return`."""
-    if dispatch.backend("lambda_return", reward) == "torch":
+    if dispatch.backend("lambda_return", reward) == "reference":
         return reference.lambda_return(reward, continues, bootstrap, lam)
     from worldmodel.kernels.lambda_return import triton
 

@@ -16,7 +16,7 @@ def step(
     rule: Rule,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`reference.step`."""
-    if dispatch.backend("laprop_agc", flat) == "torch":
+    if dispatch.backend("laprop_agc", flat) == "reference":
         return reference.step(flat, grad, nu, mu, count, slow, healthy, layout, rule)
     from worldmodel.kernels.laprop_agc import triton
 

@@ -53,7 +53,7 @@ def selective_scan(
         ValueError: shapes that do not fit.
     """
     batch, length, channels = x.shape
-    size = B.shape[2]
+    size, begins = B.shape[2], segments is None and state is None
     D = x.new_zeros(channels, dtype=torch.float32) if D is None else D
     segments = torch.zeros(batch, length, dtype=torch.int32, device=x.device) if segments is None else segments
     if state is None:
@@ -69,7 +69,13 @@ def selective_scan(
             )
     if not length:
         raise ValueError("selective_scan: needs at least one step")
-    if backend("selective_scan", x) == "torch":
+    chosen = backend("selective_scan", x)
+    if chosen == "mamba_ssm":
+        from worldmodel.kernels import mamba_ssm
+
+        is_plain = begins and not return_states
+        return Scanned(*mamba_ssm.selective_scan(x, dt, A, B, C, D, is_plain=is_plain), None)
+    if chosen == "reference":
         y, states = reference.selective_scan(x, dt, A, B, C, D, segments, state)
         return Scanned(y, states[:, -1], states if return_states else None)
     from worldmodel.kernels.selective_scan.triton import selective_scan_op

@@ -38,7 +38,7 @@ def selective_step(
         y (B, D) in the dtype of x, and the next state (B, D, N), float32.
     """
     reset = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device) if reset is None else reset
-    if backend("selective_step", x) == "torch":
+    if backend("selective_step", x) == "reference":
         return reference.selective_step(x, dt, A, B, C, D, reset, state)
     from worldmodel.kernels.selective_scan.triton import selective_scan_op
 

@@ -67,7 +67,12 @@ def ssd_scan(
             raise ValueError(f"ssd_scan: {name} must be {shape} beside x {tuple(x.shape)}, got {tuple(tensor.shape)}")
     if heads % groups or not length:
         raise ValueError(f"ssd_scan: needs a step and heads in equal groups, got L {length}, H {heads}, G {groups}")
-    if backend("ssd_scan", x) == "torch":
+    chosen = backend("ssd_scan", x)
+    if chosen == "mamba_ssm":
+        from worldmodel.kernels import mamba_ssm
+
+        return Scanned(*mamba_ssm.ssd_scan(x, dt, A, B, C, D, segments, state, return_states=return_states))
+    if chosen == "reference":
         return Scanned(*chunked.ssd_scan(x, dt, A, B, C, D, segments, state, return_states=return_states))
     from worldmodel.kernels.ssd_scan.triton import ssd_scan_op
 

@@ -37,7 +37,12 @@ def ssd_step(
     Returns:
         y (B, H, P) in the dtype of x, and the next state (B, H, P, N), float32.
     """
-    if backend("ssd_step", x) == "torch":
+    chosen = backend("ssd_step", x)
+    if chosen == "mamba_ssm":
+        from worldmodel.kernels import mamba_ssm
+
+        return mamba_ssm.ssd_step(x, dt, A, B, C, D, reset, state)
+    if chosen == "reference":
         return reference.ssd_step(x, dt, A, B, C, D, reset, state)
     reset = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device) if reset is None else reset
     from worldmodel.kernels.ssd_scan.triton import ssd_scan_op

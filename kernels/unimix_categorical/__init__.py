@@ -13,7 +13,7 @@ __all__ = ["Sample", "balanced_kl", "sample"]
 
 def sample(logits: Tensor, noise: Tensor, *, unimix: float) -> Sample:
     """One-hot sample, its log-probability and the entropy; see :func:`reference.sample`."""
-    if dispatch.backend("unimix_categorical", logits) == "torch":
+    if dispatch.backend("unimix_categorical", logits) == "reference":
         return reference.sample(logits, noise, unimix=unimix)
     from worldmodel.kernels.unimix_categorical import triton
 
@@ -22,7 +22,7 @@ def sample(logits: Tensor, noise: Tensor, *, unimix: float) -> Sample:
 
 def balanced_kl(posterior: Tensor, prior: Tensor, *, unimix: float, free_nats: float) -> tuple[Tensor, Tensor]:
     """KL both ways with a floor, (dyn, rep); see :func:`reference.balanced_kl`."""
-    if dispatch.backend("unimix_categorical", posterior) == "torch":
+    if dispatch.backend("unimix_categorical", posterior) == "reference":
         return reference.balanced_kl(posterior, prior, unimix=unimix, free_nats=free_nats)
     from worldmodel.kernels.unimix_categorical import triton
 

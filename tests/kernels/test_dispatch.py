@@ -9,29 +9,35 @@ from pathlib import Path
 import pytest
 import torch
 
+from worldmodel.errors import UserError
 from worldmodel.kernels import dispatch
 
 HERE = torch.zeros(1)
+
+
+class Elsewhere:
+    """What a tensor on a GPU tells."""
+
+    device, dtype = torch.device("cuda"), torch.float32
+
+
 KERNELS = sorted(path.parent.name for path in Path(dispatch.__file__).parent.glob("*/reference.py"))
 
 
 def test_a_cpu_takes_pytorch_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "DEFAULTS", {"toy": {"backend": "triton", "why": "a test"}})
     with dispatch.using("auto"):
-        assert dispatch.backend("toy", HERE) == "torch"
+        assert dispatch.backend("toy", HERE) == "reference"
 
 
-@pytest.mark.parametrize("named", ["torch", "triton"])
+@pytest.mark.parametrize("named", ["reference", "triton"])
 def test_on_a_gpu_the_shipped_table_decides(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
-    class Elsewhere:
-        device = torch.device("cuda")
-
     monkeypatch.setattr(dispatch, "DEFAULTS", {"toy": {"backend": named, "why": "a test"}})
     monkeypatch.setattr(dispatch, "HAS_TRITON", True)
     with dispatch.using("auto"):
         assert dispatch.backend("toy", Elsewhere()) == named  # type: ignore[arg-type]
-    with dispatch.using("torch"):
-        assert dispatch.backend("toy", Elsewhere()) == "torch"  # type: ignore[arg-type]
+    with dispatch.using("reference"):
+        assert dispatch.backend("toy", Elsewhere()) == "reference"  # type: ignore[arg-type]
 
 
 def test_triton_on_a_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,32 +46,33 @@ def test_triton_on_a_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) 
     with dispatch.using("triton"):
         assert dispatch.backend("toy", HERE) == "triton"
         monkeypatch.setattr(dispatch, "INTERPRETS", False)
-        with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        with pytest.raises(UserError, match="TRITON_INTERPRET=1"):
             dispatch.backend("toy", HERE)
 
 
 def test_missing_triton_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "HAS_TRITON", False)
-    with dispatch.using("triton"), pytest.raises(RuntimeError, match=r"worldmodel\[triton\]"):
+    with dispatch.using("triton"), pytest.raises(UserError, match=r"worldmodel\[triton\]"):
         dispatch.backend("toy", HERE)
 
 
 def test_a_misspelt_choice_is_refused() -> None:
-    with pytest.raises(ValueError, match="auto, torch or triton, got 'tritn'"), dispatch.using("tritn"):  # type: ignore[arg-type]
+    said = "auto, reference, triton or mamba_ssm, got 'tritn'"
+    with pytest.raises(UserError, match=said), dispatch.using("tritn"):  # type: ignore[arg-type]
         pass
 
 
 def test_a_block_ends_and_the_choice_before_is_back() -> None:
-    with dispatch.using("torch"):
+    with dispatch.using("reference"):
         with pytest.raises(ZeroDivisionError), dispatch.using("triton"):
             _ = 1 / 0
-        assert dispatch.backend("toy", HERE) == "torch"
+        assert dispatch.backend("toy", HERE) == "reference"
 
 
 def test_every_kernel_has_a_default_and_a_reason() -> None:
     assert sorted(dispatch.DEFAULTS) == KERNELS
     for entry in dispatch.DEFAULTS.values():
-        assert set(entry) == {"backend", "why"} and entry["backend"] in ("torch", "triton") and entry["why"]
+        assert set(entry) == {"backend", "why"} and entry["backend"] in ("reference", "triton") and entry["why"]
 
 
 def test_kernels_import_without_triton() -> None:

@@ -90,7 +90,7 @@ def test_triton_reads_slices_of_a_projection_in_place(triton_kernels: torch.devi
     assert_same(split(scanned(segments, False)), split(looped(segments, False)), [packed, dt, A, D, state])
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_a_batch_with_resets_is_the_separate_episodes(backend: str, request: pytest.FixtureRequest) -> None:
     if backend == "triton":
         request.getfixturevalue("triton_kernels")
@@ -114,7 +114,7 @@ def test_a_reset_cuts_the_gradient() -> None:
     assert x.grad is not None and x.grad[:, :11].abs().max() == 0 and x.grad[:, 11:].abs().min() > 0
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "triton"])
 def test_a_step_is_the_formula(backend: str, request: pytest.FixtureRequest) -> None:
     if backend == "triton":
         request.getfixturevalue("triton_kernels")
