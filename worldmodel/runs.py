@@ -137,7 +137,7 @@ def evaluate(
 ) -> tuple[Scores, Trained]:
     """Evaluate the newest valid checkpoint; an evaluation needs nothing but the folder."""
     loaded = load(run_dir, device=device, say=say, allow=allow)
-    pick_threads(loaded.run)
+    prepare_cpu(loaded.run)
     pool = make_pool(loaded.run.env, min(episodes, loaded.run.train.eval_envs), on_event=say)
     try:
         return evaluate_agent(loaded.agent, pool, episodes=episodes, explore=explore, seed=seed, film=True), loaded
@@ -156,8 +156,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_threads(run: Run) -> int:
-    """Set torch's CPU threads: the run's number, or every core this process may use."""
+def prepare_cpu(run: Run) -> int:
+    """Have freed memory kept, and set torch's CPU threads: the run's number, or every core this process may use."""
+    keep_freed_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = run.train.threads or cores
     torch.set_num_threads(threads)
@@ -257,8 +258,7 @@ def _train(
 ) -> Summary:
     place, device = Place.find(), pick_device(run.device)
     mode = _mode(run, place, device)
-    threads = pick_threads(run)
-    keep_freed_memory()
+    threads = prepare_cpu(run)
     with contextlib.ExitStack() as stack:
         display = Display(total_steps=run.train.steps, title=f"{run.env.name} · {device}", live=live)
         stack.callback(display.close)
@@ -337,7 +337,7 @@ def _follow(run: Run, place: Place) -> Summary:
     """What ranks other than 0 do: their environments and replay are their own, and nothing of them is kept."""
     device = pick_device(run.device)
     _mode(run, place, device)
-    pick_threads(run)
+    prepare_cpu(run)
     seed, start = run.seed + SEEDS * place.rank, time.monotonic()
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(contextlib.closing(make_pool(run.env, run.train.num_envs, kind=run.train.pool)))

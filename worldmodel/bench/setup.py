@@ -22,7 +22,7 @@ from worldmodel.errors import StorageError
 from worldmodel.protocols import Agent
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.ring import RingReplay, make_replay
-from worldmodel.runs import pick_device, pick_threads
+from worldmodel.runs import pick_device, prepare_cpu
 from worldmodel.train.compile import accelerate
 from worldmodel.train.manifest import provenance
 from worldmodel.types import ArraySpec, EnvSpec, Step
@@ -146,7 +146,7 @@ def precision(run: Run, device: torch.device) -> str:
 
 def conditions(bench: Bench) -> dict[str, Any]:
     """Machine, versions, commit, threads, precision and load, as they are now. Sets torch's threads to the run's."""
-    pick_threads(bench.run)
+    prepare_cpu(bench.run)
     device = bench.device
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
