@@ -4,7 +4,8 @@
     python tools/learning.py glide_barlow --seeds 0 --pass-at 40.4 -- quickstart --task glide --objective barlow
 
 What it writes, docs/results/NAME.json, holds the command, commit, machine, versions, seeds, the learning curve of each
-run (evaluations by mode, frames, wall seconds) and the final evaluation; it exits with 1 when a seed misses --pass-at.
+run (evaluations by mode, frames, seconds by the clock and of the processor) and the final evaluation; it exits with 1
+when a seed misses --pass-at.
 """
 
 from __future__ import annotations
@@ -36,8 +37,14 @@ def one_run(folder: Path, arguments: list[str], seed: int, episodes: int, longer
         train = [sys.executable, "-m", "worldmodel", "train", *arguments, *where]
     log = folder / f"seed-{seed}.log"
     with log.open("a") as out:
-        subprocess.run(train, check=True, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
+        child = subprocess.Popen(train, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT)
+        _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, train)
     seconds = time.monotonic() - start
+    # a busy machine takes longer; its processor does not
+    cpu_seconds = used.ru_utime + used.ru_stime
     command = [sys.executable, "-m", "worldmodel", "eval", str(run_dir), "--episodes", str(episodes), "--json"]
     final = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
     scores = [json.loads(line) for line in (run_dir / "scores.jsonl").read_text().splitlines()]
@@ -47,7 +54,8 @@ def one_run(folder: Path, arguments: list[str], seed: int, episodes: int, longer
         for kind in ("mode", "sampled")
     }
     updates = max((row["updates"] for row in metrics if "updates" in row), default=0)
-    return {"seed": seed, "seconds": round(seconds, 1), "updates": updates, "curve": curve, "final": final}
+    took = {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
+    return {"seed": seed, **took, "updates": updates, "curve": curve, "final": final}
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 BEGIN, END = "<!-- learning -->", "<!-- /learning -->"
 HEAD = (
     "| file | command | seeds | return, mean [lowest, highest] | wanted | seeds that pass "
-    "| updates | minutes a run | machine | commit |\n"
+    "| updates | minutes a run (of processor) | machine | commit |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -30,7 +30,9 @@ def is_learning(document: Any) -> bool:
 def line(name: str, d: dict[str, Any]) -> str:
     """One row; every figure is the file's."""
     returns, passed = d["returns"], d["passed"]
-    minutes = statistics.mean(run["seconds"] for run in d["runs"]) / 60
+    minutes = f"{statistics.mean(run['seconds'] for run in d['runs']) / 60:.1f}"
+    if all("cpu_seconds" in run for run in d["runs"]):
+        minutes += f" ({statistics.mean(run['cpu_seconds'] for run in d['runs']) / 60:.1f})"
     updates = max(run["updates"] for run in d["runs"])
     side = f", {d['parallel']} side by side" if d["parallel"] > 1 else ""
     cells = [
@@ -41,7 +43,7 @@ def line(name: str, d: dict[str, Any]) -> str:
         "-" if d["pass_at"] is None else f"{d['pass_at']:g}",
         "-" if passed is None else f"{sum(passed)} of {len(passed)}",
         f"{updates:,.0f}",
-        f"{minutes:.1f}",
+        minutes,
         f"{d['machine']['cpus']} x {d['machine']['cpu']}{side}",
         d["provenance"]["commit"][:8] + ("-dirty" if d["provenance"]["commit"].endswith("-dirty") else ""),
     ]

@@ -33,6 +33,11 @@ def test_table_is_written_between_the_markers_and_checked(tmp_path):
     assert "| 3.5 [3, 4] | 3.5 | 1 of 2 | 100 | 1.5 | 2 x Some CPU | 01234567-dirty |" in text
 
 
+def test_minutes_of_the_processor_stand_beside_those_of_the_clock():
+    runs = [{**run, "cpu_seconds": spent} for run, spent in zip(RESULT["runs"], (36, 72))]
+    assert "| 100 | 1.5 (0.9) |" in tool.line("catch", {**RESULT, "runs": runs})
+
+
 def test_a_page_without_markers_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(ValueError, match="markers"):
