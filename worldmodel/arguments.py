@@ -106,6 +106,13 @@ class EvalOptions:
     """Of environments and policy: the same seed gives the same episodes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """"auto" takes the GPU where there is one."""
+    planner: str = ""
+    """Act by this planner in the agent's world model: one of `worldmodel list planners`, or yours, FILE:NAME. Without
+    it, or with --sampled, act as the agent was made to."""
+    trajectories: int = 300
+    """Sequences that the planner may look at in a decision."""
+    horizon: int = 0
+    """Steps that it looks ahead; 0 leaves it to the planner."""
     json: bool = False
     """Print JSON."""
     allow: tuple[str, ...] = ()
@@ -114,6 +121,9 @@ class EvalOptions:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
+        if self.trajectories < 1 or self.horizon < 0:
+            given = f"{self.trajectories} and {self.horizon}"
+            raise ValueError(f"--trajectories must be at least 1 and --horizon not negative, got {given}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +154,7 @@ class ExportOptions:
 class ListOptions:
     """What there is to choose from, a line each."""
 
-    kind: tyro.conf.Positional[Literal["all", "presets", "envs", "cores", "objectives"]] = "all"
+    kind: tyro.conf.Positional[Literal["all", "presets", "envs", "cores", "objectives", "planners"]] = "all"
     """What to list."""
     json: bool = False
     """Print JSON."""

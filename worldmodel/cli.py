@@ -47,7 +47,7 @@ World models learned from pixels, and the agents that learn inside them.
   bench PART       milliseconds of updates, environments, replay, acting
   info [PRESET]    what a run would be: configuration, parameters, memory, updates
   report RUN...    curves, statistics and dreams of runs, beside published scores
-  list [KIND]      presets, envs, cores, objectives
+  list [KIND]      presets, envs, cores, objectives, planners
   check FILE:NAME  whether your own world model, core, objective, value learner or environment keeps its promises
   doctor           what this machine has, lacks, and will use
 
@@ -146,15 +146,22 @@ def resume(argv: list[str]) -> int:
 
 
 def evaluate(argv: list[str]) -> int:
-    """``worldmodel eval RUN --episodes N [--sampled] [--json]``."""
+    """``worldmodel eval RUN --episodes N [--sampled] [--planner NAME] [--json]``."""
     asked = options.parse(EvalOptions, argv, prog="worldmodel eval")
+    allow = [presets.module_name(where) for where in asked.allow]
     from worldmodel import runs
+
+    def change(run: Run) -> Run:
+        if not asked.planner:
+            return run
+        horizon = {"horizon": asked.horizon} if asked.horizon else {}
+        return presets.planned(run, presets.find_planner(asked.planner, trajectories=asked.trajectories, **horizon))
 
     scores, loaded = runs.evaluate(
         asked.run, episodes=asked.episodes, explore=asked.sampled, seed=asked.seed, device=asked.device,
-        say=_note, allow=[presets.module_name(where) for where in asked.allow],
+        say=_note, allow=allow, change=change,
     )
-    how, summary = "sampled" if asked.sampled else "mode", scores.summary()
+    how, summary = "sampled" if asked.sampled else asked.planner or "mode", scores.summary()
     if asked.json:
         document = {
             "run": str(asked.run), "env": loaded.run.env.name, "step": loaded.checkpoint.step, "acting": how,
@@ -260,7 +267,7 @@ def info(argv: list[str]) -> int:
 
 
 def list_(argv: list[str]) -> int:
-    """``worldmodel list [presets|envs|cores|objectives] [--json]``."""
+    """``worldmodel list [presets|envs|cores|objectives|planners] [--json]``."""
     asked = options.parse(ListOptions, argv, prog="worldmodel list")
     found = {kind: listing.entries(kind) for kind in listing.KINDS if asked.kind in ("all", kind)}
     if asked.json:

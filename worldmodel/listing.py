@@ -10,7 +10,7 @@ from worldmodel import presets
 
 _ROOT = Path(__file__).parent
 
-KINDS = ("presets", "envs", "cores", "objectives")
+KINDS = ("presets", "envs", "cores", "objectives", "planners")
 
 
 def entries(kind: str) -> dict[str, str]:
@@ -18,6 +18,8 @@ def entries(kind: str) -> dict[str, str]:
     if kind == "presets":
         found = {name: preset.summary for name, preset in presets.shipped().items()}
         return {presets.DEFAULT: found.pop(presets.DEFAULT), **found}
+    if kind == "planners":
+        return presets.planners()
     if kind == "envs":
         return dict(_envs())
     return dict(_components(_ROOT / "models" / kind))

@@ -120,6 +120,49 @@ def find_preset(name: str) -> Preset:
     return Preset(name=name, function=found)
 
 
+@functools.cache
+def planners() -> dict[str, str]:
+    """Shipped planners by name, and what each is in a line: the functions of ``worldmodel.configs.planners`` that are
+    annotated ``-> Planner``, read and not imported."""
+    nodes = ast.parse((Path(__file__).parent / "configs" / "planners.py").read_text()).body
+    found = [x for x in nodes if isinstance(x, ast.FunctionDef) and x.returns and ast.unparse(x.returns) == "Planner"]
+    return {node.name: (ast.get_docstring(node) or "").partition("\n")[0] for node in found}
+
+
+def find_planner(name: str, **budget: int) -> Any:
+    """A shipped planner ("icem"), or one of yours: "./my_planner.py:NAME", a planner or what makes one.
+
+    Args: budget: "trajectories" and "horizon", for functions that take such; a planner that is made already keeps its
+        numbers.
+    Raises: UserError for one that does not exist or refuses its numbers.
+    """
+    where, colon, attribute = name.rpartition(":")
+    if not colon and name not in planners():
+        raise UserError(unknown("planner", name, planners()))
+    module = load_module(where if colon else "worldmodel.configs.planners")
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise UserError(f"{where} has no {attribute!r}; name a planner, or a function or class that makes one")
+    if isinstance(found, type) or inspect.isfunction(found):
+        takes = inspect.signature(found).parameters
+        try:
+            found = found(**{key: x for key, x in budget.items() if key in takes})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"planner {name}: {error}") from error
+    if not callable(found) or not hasattr(found, "initial"):
+        raise UserError(
+            f"{name} is a {type(found).__name__}, which is no planner; see Planner in worldmodel/protocols.py, and try "
+            f"`worldmodel check {name}`"
+        )
+    return found
+
+
+def planned(run: Run, planner: Any) -> Run:
+    """The run, evaluated by a planner in its agent's world model. It learns as before."""
+    agent = load_module("worldmodel.configs.planners").evaluated(run.agent, planner)
+    return dataclasses.replace(run, agent=agent)
+
+
 def load_module(where: str) -> ModuleType:
     """Import what the user named: a module ("my_pkg.runs") or a file ("./my_model.py").
 

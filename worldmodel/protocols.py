@@ -249,6 +249,18 @@ class Reacts(Protocol):
 
 
 @runtime_checkable
+class Judges(Protocol):
+    """An agent with a critic of its model's features: what sequences of a planner are worth where they end."""
+
+    @property
+    def value(self) -> ValueLearner: ...
+    @property
+    def discount(self) -> float:
+        """Of its returns, per decision."""
+        ...
+
+
+@runtime_checkable
 class Compiles(Protocol):
     """An agent that keeps what is pure in tensors apart, so that it can be compiled and captured: fixed shapes, no
     reading on the host, no branch on data, random numbers from the default generator, ``state_dict`` of live tensors.

@@ -104,7 +104,8 @@ def read_run(run_dir: Path, *, allow: Sequence[str] = ()) -> Run:
 
 
 def load(
-    path: Path | str, *, device: str = "auto", say: Say = lambda text: None, allow: Sequence[str] = ()
+    path: Path | str, *, device: str = "auto", say: Say = lambda text: None, allow: Sequence[str] = (),
+    change: Callable[[Run], Run] = lambda run: run,
 ) -> Trained:
     """The agent of a run folder with the weights of its newest valid checkpoint, or of one checkpoint in it.
 
@@ -113,12 +114,13 @@ def load(
         device: "cpu", "cuda", or "auto" for the GPU where there is one.
         say: told one sentence for each damaged checkpoint that is passed over.
         allow: modules outside of this package that its configuration may name; they are imported.
+        change: gives the run with another agent that takes the same checkpoint, one that plans for instance.
     Raises: UserError, CheckpointError, EnvError.
     """
     path = Path(path)
     is_checkpoint = (path / MANIFEST).is_file()
     run_dir = path.resolve().parent.parent if is_checkpoint else path
-    run = read_run(run_dir, allow=allow)
+    run = change(read_run(run_dir, allow=allow))
     checkpoints = _checkpoints(run_dir)
     checkpoint = checkpoints.open(path) if is_checkpoint else checkpoints.latest(on_skip=say)
     env = run.env.build(0)
@@ -133,10 +135,13 @@ def load(
 
 def evaluate(
     run_dir: Path, *, episodes: int = 100, explore: bool = False, seed: int = 10_000, device: str = "auto",
-    say: Say = lambda text: None, allow: Sequence[str] = (),
+    say: Say = lambda text: None, allow: Sequence[str] = (), change: Callable[[Run], Run] = lambda run: run,
 ) -> tuple[Scores, Trained]:
-    """Evaluate the newest valid checkpoint; an evaluation needs nothing but the folder."""
-    loaded = load(run_dir, device=device, say=say, allow=allow)
+    """Evaluate the newest valid checkpoint; an evaluation needs nothing but the folder.
+
+    Args: change: as in :func:`load`.
+    """
+    loaded = load(run_dir, device=device, say=say, allow=allow, change=change)
     prepare_cpu(loaded.run)
     pool = make_pool(loaded.run.env, min(episodes, loaded.run.train.eval_envs), on_event=say)
     try:

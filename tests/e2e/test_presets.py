@@ -50,6 +50,14 @@ CASES = [
     f"atari100k {NANO} {SHORT} --core mamba",
     f"storm {NANO} {SHORT} --replay.windows 3 --replay.window 2",
     f"drama {NANO} {SHORT} --replay.windows 3 --replay.window 2",
+    "dreamer_plans.toys --agent.collect.simulations 2 --agent.evaluate.simulations 2",
+    "dreamer_plans.toys --task glide --objective barlow --plan evaluate --agent.evaluate.samples 8 "
+    "--agent.evaluate.elites 2",
+    "dreamer_plans.toys --core mamba --plan collect --agent.collect.simulations 2",
+    "dreamer_plans.toys --task recall --objective infonce --core transformer --agent.collect.simulations 2 "
+    "--agent.evaluate.simulations 2",
+    *[f"dreamer_plans.vision {NANO} {SHORT} --render ray --version {version} --plan evaluate "
+      f"--agent.evaluate.samples 32 --agent.evaluate.elites 8" for version in ("2023", "2024", "main")],
     f"atari {NANO} {SHORT} --version 2023",
     f"atari {NANO} {SHORT} --version 2024 --objective barlow",
     f"atari {NANO} {SHORT} --version main",
