@@ -1,15 +1,28 @@
-"""What the benchmarks of the sequence kernels have in common: both passes of an operation, and the floor under them."""
+"""What the benchmarks of kernels are made of: cases with the work that they are, and both passes of an operation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from worldmodel.kernels import dispatch
 
-Cases = dict[str, dict[str, Callable[[], object]]]
+
+class Case(NamedTuple):
+    """One thing to time, by everybody who can do it."""
+
+    calls: dict[str, Callable[[], object]]
+    """By implementation."""
+    moved: int
+    """Bytes that have to be read and written, each input and output of a pass once: no implementation moves fewer."""
+    operations: int
+    """Floating-point operations of the formulas in the kernel's README; an exponential is one."""
+
+
+Cases = dict[str, Case]
 
 
 def dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
@@ -17,12 +30,19 @@ def dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
     return (torch.bfloat16, torch.float32) if device.type == "cuda" else (torch.float32,)
 
 
+def size(tensors: Sequence[Tensor | None]) -> int:
+    """Bytes of all of them."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+
+
 def passes(
-    row: str, call: Callable[..., Sequence[Tensor | None]], inputs: Sequence[Tensor], device: torch.device
+    row: str, call: Callable[..., Sequence[Tensor | None]], inputs: Sequence[Tensor], device: torch.device, *,
+    operations: int, kernel: str = "",
 ) -> Cases:
     """``call(*inputs)`` without gradient, and with that of the sum of all outputs.
 
-    On a GPU also the floor of the first, a copy of as many bytes as the inputs and outputs have.
+    A backward pass reads inputs and gradients of outputs, and writes gradients of inputs; its operations count as twice
+    the ``operations`` of the forward pass. On a GPU the first case also has the time of a copy of as many bytes.
     """
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
 
@@ -34,14 +54,16 @@ def passes(
         outputs = [out for out in call(*leaves) if out is not None]
         return torch.autograd.grad(outputs, leaves, [torch.ones_like(out) for out in outputs])
 
-    cases = {
-        f"{row}, forward": dispatch.implementations(forward, device),
-        f"{row}, forward and backward": dispatch.implementations(both, device),
-    }
+    with dispatch.using("reference"):
+        read, written = size(leaves), size(forward())
+    alone = dispatch.implementations(forward, device, kernel)
     if device.type == "cuda":
-        with dispatch.using("reference"):
-            moved = [*leaves, *(out for out in forward() if out is not None)]
-        source = torch.zeros(sum(t.numel() * t.element_size() for t in moved) // 2, dtype=torch.uint8, device=device)
+        source = torch.zeros((read + written) // 2, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        cases[f"{row}, forward"]["copy of as many bytes"] = lambda: target.copy_(source)
-    return cases
+        alone["copy of as many bytes"] = lambda: target.copy_(source)
+    return {
+        f"{row}, forward": Case(alone, read + written, operations),
+        f"{row}, forward and backward": Case(
+            dispatch.implementations(both, device, kernel), 3 * read + 2 * written, 3 * operations
+        ),
+    }

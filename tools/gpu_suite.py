@@ -76,8 +76,7 @@ LEARNING: dict[str, tuple[float, tuple[str, ...]]] = {
 
 def steps() -> list[Step]:
     """Everything, in order: what others build on first."""
-    bench_kernels = (ROOT / "tools" / "bench_kernels.py").is_file()
-    kernels = sorted(path.parent.name for path in (ROOT / "kernels").glob("*/bench.py")) if bench_kernels else []
+    kernels = sorted(path.parent.name for path in (ROOT / "kernels").glob("*/bench.py"))
     return [
         Step(name="tests", minutes=4, words=(), kind="tests"),
         *(Step(name=f"update/{name}", minutes=1.5, words=("update", *words)) for name, words in RUNS.items()),
@@ -183,8 +182,9 @@ class Suite:
     def _kernel(self, step: Step) -> tuple[str, dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "result.json"
-            tool = [sys.executable, str(ROOT / "tools" / "bench_kernels.py"), *step.words]
-            return self._measured([*tool, "--device", self.args.device, "--out", str(path)], path)
+            quick = QUICK[:6] if self.args.tiny else []
+            command = [*worldmodel(), "bench", "kernels", *step.words, *quick]
+            return self._measured([*command, "--device", self.args.device, "--json", str(path)], path)
 
     def _measured(self, command: list[str], path: Path) -> tuple[str, dict[str, Any]]:
         code, _, errors = self._call(command)

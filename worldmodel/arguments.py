@@ -51,6 +51,24 @@ class BenchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KernelBenchOptions:
+    """Time kernels beside their references, after their tests; in a checkout."""
+
+    kernels: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[KERNEL...]")]] = ()
+    """Folders of kernels/; all of them where none is named."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """"auto" takes the GPU where there is one."""
+    json: str = ""
+    """File for the result as JSON."""
+    blocks: int = 5
+    """Blocks of calls; those of the implementations alternate."""
+    seconds: float = 1.0
+    """About how long a row takes; 0: one call a block."""
+    warmup: int = 3
+    """Calls before anything is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
     """Options of ``resume`` that are not part of the run."""
 

@@ -21,13 +21,14 @@ from worldmodel.arguments import (
     EvalOptions,
     ExportOptions,
     InfoOptions,
+    KernelBenchOptions,
     ListOptions,
     ReportOptions,
     ResumeOptions,
     SweepOptions,
     TrainOptions,
 )
-from worldmodel.bench import AGAINST, PARTS
+from worldmodel.bench import AGAINST, KERNELS, PARTS
 from worldmodel.errors import DivergenceError, StorageError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ World models learned from pixels, and the agents that learn inside them.
   resume RUN       go on from the newest checkpoint of a run folder
   eval RUN         play whole episodes with a trained agent
   export RUN       write a trained agent as programs that run without worldmodel
-  bench PART       milliseconds of updates, environments, replay, acting
+  bench PART       milliseconds of updates, environments, replay, acting, kernels
   info [PRESET]    what a run would be: configuration, parameters, memory, updates
   report RUN...    curves, statistics and dreams of runs, beside published scores
   list [KIND]      presets, envs, cores, objectives, planners
@@ -183,8 +184,10 @@ def bench(argv: list[str]) -> int:
         print(_BENCH)
         return 0
     part, (name, rest) = argv[0], _preset(argv[1:])
+    if part == KERNELS:
+        return _bench_kernels(argv[1:])
     if part not in PARTS:
-        raise UserError(unknown("part to measure", part, PARTS))
+        raise UserError(unknown("part to measure", part, (*PARTS, KERNELS)))
     # Threads that spin while they wait slow down whoever shares the machine, a peer that is measured in turn too; torch
     # reads this once, when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -210,6 +213,27 @@ def bench(argv: list[str]) -> int:
     }
     found = report.document(part, measured, said)
     _show(report.table(found))
+    if asked.json:
+        write(Path(asked.json), found)
+    return 0
+
+
+def _bench_kernels(argv: list[str]) -> int:
+    """``worldmodel bench kernels [KERNEL...] [--device cuda] [--json FILE]``."""
+    asked = options.parse(KernelBenchOptions, argv, prog="worldmodel bench kernels")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from worldmodel.bench import kernels
+    from worldmodel.bench.setup import write
+    from worldmodel.bench.timing import Plan
+    from worldmodel.runs import pick_device
+
+    try:
+        plan = Plan(blocks=asked.blocks, seconds=asked.seconds, warmup=asked.warmup)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    said = {"command": shlex.join(["worldmodel", "bench", KERNELS, *argv])}
+    found = kernels.document(asked.kernels, device=pick_device(asked.device), plan=plan, said=said, say=_note)
+    _show(kernels.table(found))
     if asked.json:
         write(Path(asked.json), found)
     return 0
@@ -321,6 +345,7 @@ Measure a part of a run on this machine, on random content. PART is one of
   envs     environment steps per second, by kind of pool and by renderer
   replay   milliseconds of drawing and adding
   act      latency of acting by number of environments
+  kernels  time of each kernel beside its reference, after its tests; takes kernels instead of a preset
 
 `worldmodel bench update PRESET --help` lists the options: --json, --against, --seconds, ..., and all of the run's."""
 

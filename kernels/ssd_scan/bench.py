@@ -9,9 +9,11 @@ import torch
 from worldmodel.kernels.passes import Cases, dtypes, passes
 from worldmodel.kernels.ssd_scan import ssd_scan
 
+TESTS = ("test_ssd.py",)
+
 
 def cases(device: torch.device) -> Cases:
-    """By B x L, heads and state."""
+    """By B x L, heads and state. A number of the state takes 5 operations a step: as a recurrence, the fewest."""
     out: Cases = {}
     shapes = ((16, 64, 8, 16, False), (16, 64, 16, 16, False), (16, 64, 16, 128, False), (16, 64, 16, 16, True))
     for batch, length, heads, size, states in shapes:
@@ -24,5 +26,6 @@ def cases(device: torch.device) -> Cases:
             state = torch.zeros(batch, heads, 64, size, device=device)
             call = functools.partial(ssd_scan, segments=segments, state=state, return_states=states)
             row = f"{batch} x {length}, H {heads}, N {size}{', every state' * states}, {str(dtype)[6:]}"
-            out |= passes(row, call, (x, dt, A, B, C, D), device)
+            arguments = (x, dt, A, B, C, D)
+            out |= passes(row, call, arguments, device, operations=5 * size * x.numel(), kernel="ssd_scan")
     return out

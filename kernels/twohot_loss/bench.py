@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
 import torch
+from torch import Tensor
 
-from worldmodel.kernels import dispatch
+from worldmodel.kernels.passes import Cases, passes
 from worldmodel.kernels.twohot_loss import twohot_loss
 
+TESTS = ("test_twohot_loss.py",)
 
-def cases(device: torch.device) -> dict[str, dict[str, Callable[[], object]]]:
-    """The reference; on a GPU it compiled, and Triton."""
-    out: dict[str, dict[str, Callable[[], object]]] = {}
+
+def cases(device: torch.device) -> Cases:
+    """By rows; a logit takes a maximum, a difference, an exponential and a sum."""
+
+    def loss(logits: Tensor, target: Tensor, bins: Tensor) -> tuple[Tensor]:
+        return (twohot_loss(logits, bins, target),)
+
+    out: Cases = {}
     bins = torch.linspace(-20, 20, 255, device=device)
     for rows in (3840, 15360):
-        logits = torch.randn(rows, 255, device=device, requires_grad=True)
-        target = 5 * torch.randn(rows, device=device)
-
-        def both(logits: torch.Tensor = logits, target: torch.Tensor = target) -> object:
-            return torch.autograd.grad(twohot_loss(logits, bins, target).sum(), logits)
-
-        out[f"{rows} x 255, forward and backward"] = dispatch.implementations(both, device)
+        call = functools.partial(loss, target=5 * torch.randn(rows, device=device), bins=bins)
+        logits = torch.randn(rows, 255, device=device)
+        out |= passes(f"{rows} x 255", call, [logits], device, operations=4 * logits.numel())
     return out

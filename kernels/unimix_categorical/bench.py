@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
 import torch
+from torch import Tensor
 
-from worldmodel.kernels import dispatch, unimix_categorical
+from worldmodel.kernels import unimix_categorical
+from worldmodel.kernels.passes import Cases, passes
 
 SIZES = {"8 x 32, 16 x 8": (256, 16, 8), "16 x 64, 32 x 4": (1024, 32, 4), "16 x 64, 32 x 16": (1024, 32, 16)}
 """Rows, groups, classes: of nano, 1m and 12m."""
+TESTS = ("test_unimix_categorical.py",)
 
 
-def cases(device: torch.device) -> dict[str, dict[str, Callable[[], object]]]:
-    """The reference; on a GPU it compiled, and Triton."""
-    out: dict[str, dict[str, Callable[[], object]]] = {}
-    for name, (rows, groups, classes) in SIZES.items():
-        posterior, prior = (torch.randn(rows, groups, classes, device=device, requires_grad=True) for _ in range(2))
-        noise = torch.rand(rows, groups, device=device)
+def cases(device: torch.device) -> Cases:
+    """By size. A class takes 4 operations of a softmax and 2 of the mixture; 5 more to be sampled and for the entropy,
+    or, with its other, 4 for the KL."""
 
-        def sample(logits: torch.Tensor = posterior, noise: torch.Tensor = noise) -> object:
-            drawn = unimix_categorical.sample(logits, noise, unimix=0.01)
-            return torch.autograd.grad(drawn.onehot.square().sum() + drawn.entropy.sum(), logits)
+    def sample(logits: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        return tuple(unimix_categorical.sample(logits, noise, unimix=0.01))
 
-        def kl(posterior: torch.Tensor = posterior, prior: torch.Tensor = prior) -> object:
-            dyn, rep = unimix_categorical.balanced_kl(posterior, prior, unimix=0.01, free_nats=1.0)
-            return torch.autograd.grad((dyn + 0.1 * rep).sum(), [posterior, prior])
+    def kl(posterior: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        return unimix_categorical.balanced_kl(posterior, prior, unimix=0.01, free_nats=1.0)
 
-        for what, call in (("sample", sample), ("KL both ways", kl)):
-            out[f"{what} and gradient, {name}"] = dispatch.implementations(call, device)
+    out: Cases = {}
+    for name, shape in SIZES.items():
+        posterior, prior = torch.randn(2, *shape, device=device)
+        drawn = functools.partial(sample, noise=torch.rand(shape[:2], device=device))
+        count = posterior.numel()
+        out |= passes(f"sample, {name}", drawn, [posterior], device, operations=11 * count)
+        out |= passes(f"KL both ways, {name}", kl, [posterior, prior], device, operations=16 * count)
     return out

@@ -98,13 +98,13 @@ def main() -> None:
     compiler = Compiler(args.capability)
     JITFunction.run = lambda kernel, *args, **kwargs: compiler.launch(kernel, *args, **kwargs)  # type: ignore[method-assign]
     dispatch.INTERPRETS = True
-    dispatch.implementations = lambda call, device: {"triton": call}
+    dispatch.implementations = lambda call, device, kernel="": {"triton": call}
     passes.dtypes = lambda device: (torch.bfloat16, torch.float32)
     with dispatch.using("triton"):
         for kernel in args.kernels:
             cases = importlib.import_module(f"worldmodel.kernels.{kernel}.bench").cases(torch.device("cpu"))
-            for calls in list(cases.values())[: args.first]:
-                calls["triton"]()
+            for case in list(cases.values())[: args.first]:
+                case.calls["triton"]()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from worldmodel import bench, cli
-from worldmodel.bench import envs, peers, report
+from worldmodel.bench import envs, kernels, peers, report
 from worldmodel.bench.parts import Watch
 from worldmodel.bench.setup import filled_replay, random_array, random_step
 from worldmodel.bench.timing import Block, HostClock, Plan, alternate, percentile, ratios, run_block, summary
@@ -22,6 +23,8 @@ from worldmodel.config import to_json
 from worldmodel.configs.dmc import proprio, vision
 from worldmodel.configs.quickstart import quickstart
 from worldmodel.errors import UserError
+from worldmodel.kernels import dispatch
+from worldmodel.kernels.passes import Case
 from worldmodel.types import ArraySpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -299,6 +302,8 @@ def test_the_parts_are_those_that_can_be_measured() -> None:
     ("words", "sentence"),
     [
         (["updates"], "unknown part to measure 'updates'; did you mean 'update'?"),
+        (["kernels", "ssd_scn"], "unknown kernel 'ssd_scn'; did you mean 'ssd_scan'"),
+        (["kernels", "--blocks", "0"], "--blocks must be at least 1, got 0"),
         (["update", "dmc.vison"], "unknown preset 'dmc.vison'; did you mean 'dmc.vision'"),
         (["update", "--blocks", "0"], "--blocks must be at least 1, got 0"),
         (["update", "--held", "0"], "--held must be at least 1 step, got 0"),
@@ -379,3 +384,78 @@ def test_a_renderer_that_does_not_work_says_so_in_its_row(
     monkeypatch.setattr(envs, "make_pool", broken)
     assert cli.main(["bench", "envs", "quickstart", *QUICK]) == 0
     assert "there is no OpenGL here; use ray" in capsys.readouterr().out
+
+
+# Kernels
+
+
+@pytest.fixture
+def proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their tests run elsewhere."""
+    monkeypatch.setattr(kernels, "prove", lambda name, tests: "1 passed")
+
+
+@pytest.mark.usefixtures("proven")
+def test_kernels_are_timed_over_what_the_machine_can_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "found.json"
+    words = ["kernels", "lambda_return", "twohot_loss", *QUICK[:6], "--device", "cpu", "--json", str(path)]
+    assert cli.main(["bench", *words]) == 0
+    found = json.loads(path.read_text())
+    assert found["part"] == "kernels" and found["command"].startswith("worldmodel bench kernels lambda_return")
+    assert list(found["kernels"]) == ["lambda_return", "twohot_loss"] and found["provenance"]["commit"]
+    facts, limits = found["kernels"]["lambda_return"], found["ceilings"]
+    assert facts["tests"] == "1 passed"
+    # 3 inputs and a result of 256 x 15 floats; with gradients 3 x 3 and 2 x 1 of these
+    assert facts["cases"]["256 x 15, forward"] == {"moved": 4 * 256 * 15 * 4, "operations": 6 * 256 * 15}
+    assert facts["cases"]["256 x 15, forward and backward"]["moved"] == 11 * 256 * 15 * 4
+    row = found["rows"]["lambda_return: 256 x 15, forward: reference"]
+    assert row["over_copy"] == pytest.approx(row["median_ms"] * limits["copy_bytes_per_ms"] / 61_440, rel=0.01)
+    assert row["over_matmul"] == pytest.approx(row["median_ms"] * limits["matmul_operations_per_ms"] / 23_040, rel=0.01)
+    out = capsys.readouterr().out
+    assert "lambda_return: 256 x 15, forward" in out and "x copy" in out
+
+
+def test_an_implementation_that_fails_says_so_in_its_row() -> None:
+    def broken() -> None:
+        raise RuntimeError("no such instruction\nmore")
+
+    def works() -> object:
+        return torch.ones(1) + 1
+
+    case = Case({"reference": works, kernels.COMPILED: works, "b": broken}, 8, 1)
+    rows = kernels.measure(
+        case, {"copy_bytes_per_ms": 8.0, "matmul_operations_per_ms": 1.0}, torch.device("cpu"),
+        Plan(blocks=1, seconds=0, warmup=1),
+    )
+    assert rows["b"] == {"error": "RuntimeError: no such instruction"}
+    assert rows["reference"]["over_copy"] == round(rows["reference"]["median_ms"], 3)
+    assert rows[kernels.COMPILED]["over_compiled"] == 1.0 and rows["reference"]["over_compiled"] > 0
+
+
+def test_a_kernel_whose_tests_fail_is_not_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels, "ROOT", tmp_path)
+    kernels.prove.cache_clear()
+    words = ["kernels", "lambda_return", *QUICK[:6], "--device", "cpu", "--json", str(tmp_path / "found.json")]
+    assert cli.main(["bench", *words]) == 2
+    assert "which only a checkout has" in capsys.readouterr().err
+    folder = tmp_path / "tests" / "kernels"
+    folder.mkdir(parents=True)
+    (folder / "test_lambda_return.py").write_text("def test_it():\n    assert 1 == 2\n")
+    kernels.prove.cache_clear()
+    assert cli.main(["bench", *words]) == 2
+    said = capsys.readouterr().err
+    assert "the tests of lambda_return do not pass, so nothing is reported: FAILED tests/kernels/test_lambda" in said
+    assert not (tmp_path / "found.json").exists()
+    (folder / "test_lambda_return.py").write_text("def test_it():\n    pass\n")
+    kernels.prove.cache_clear()
+    assert kernels.prove("lambda_return", ("test_lambda_return.py",)).startswith("1 passed")
+    kernels.prove.cache_clear()
+
+
+def test_every_kernel_names_tests_that_exist() -> None:
+    assert set(kernels.KERNELS) == set(dispatch.DEFAULTS)
+    for name in kernels.KERNELS:
+        tests = importlib.import_module(f"worldmodel.kernels.{name}.bench").TESTS
+        assert tests and all((ROOT / "tests" / "kernels" / test).is_file() for test in tests)

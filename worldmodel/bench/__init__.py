@@ -1,6 +1,8 @@
 """How fast the parts of a run are on this machine."""
 
 PARTS = ("update", "envs", "replay", "act")
-"""What can be measured."""
+"""What can be measured of a run."""
+KERNELS = "kernels"
+"""What is measured without one."""
 AGAINST = ("update", "replay")
 """What can be measured beside a peer."""

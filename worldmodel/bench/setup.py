@@ -145,9 +145,13 @@ def precision(run: Run, device: torch.device) -> str:
 
 
 def conditions(bench: Bench) -> dict[str, Any]:
-    """Machine, versions, commit, threads, precision and load, as they are now. Sets torch's threads to the run's."""
+    """Of a run: :func:`surroundings`, and its precision. Sets torch's threads to the run's."""
     prepare_cpu(bench.run)
-    device = bench.device
+    return surroundings(bench.device) | {"precision": precision(bench.run, bench.device)}
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """Machine, versions, commit, threads and load, as they are now."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
@@ -155,7 +159,6 @@ def conditions(bench: Bench) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
         },
         "device": device.type,
-        "precision": precision(bench.run, device),
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
         "load": load(),
