@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -146,3 +147,27 @@ class BuildsBatch(Protocol):
     """Ability of an EnvConfig: its environments exist as one vectorised object."""
 
     def build_batch(self, num_envs: int) -> BatchEnv: ...
+
+
+class Simulation(Protocol):
+    """The futures of environments of one configuration: from any states of theirs, by any actions, many at once. The
+    environments themselves are not stepped."""
+
+    @property
+    def spec(self) -> EnvSpec: ...
+    def capture(self, envs: Sequence[Any]) -> dict[str, np.ndarray]:
+        """(N, ...) named arrays: the states that running environments are in now."""
+        ...
+
+    def advance(
+        self, state: dict[str, np.ndarray], action: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """(M, ...) and (M, A) to the next state, reward (M,) and is_terminal (M,). There is no time limit."""
+        ...
+
+
+@runtime_checkable
+class Simulates(Protocol):
+    """Ability of an EnvConfig: its environments can be simulated; enables planning with the truth."""
+
+    def simulation(self) -> Simulation: ...

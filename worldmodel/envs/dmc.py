@@ -26,7 +26,7 @@ import numpy as np
 from worldmodel.envs.gl import GLCamera, load_mujoco, mujoco_without_gl
 from worldmodel.envs.ray import RayCamera
 from worldmodel.errors import EnvError, unknown
-from worldmodel.specs import ActionSpec, ArraySpec, EnvSpec, EnvStep
+from worldmodel.specs import ActionSpec, ArraySpec, EnvSpec, EnvStep, Simulation
 
 Observation = Literal["pixels", "proprio", "both"]
 Renderer = Literal["gl", "gl-fast", "ray"]
@@ -85,6 +85,12 @@ class DMCConfig:
         """
         return DMCEnv(self, index)
 
+    def simulation(self) -> Simulation:
+        """Futures of running tasks, see ``specs.Simulates``."""
+        from worldmodel.envs.dmc_simulation import PhysicsSimulation
+
+        return PhysicsSimulation(DMCConfig(task=self.task, obs="proprio", repeat=self.repeat).build().spec)
+
 
 @functools.cache
 def tasks() -> list[str]:
@@ -98,6 +104,24 @@ class Camera(Protocol):
     def draw(self, size: int) -> np.ndarray: ...
     def refresh(self) -> None: ...
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A running task from the inside, for simulations of it: to be read, not changed."""
+
+    task: Any
+    physics: Any
+    model: Any
+    data: Any
+    name: str
+    """In full: "ball_in_cup_catch"."""
+    repeat: int
+    substeps: int
+    """Steps of MuJoCo in a frame."""
+    low: np.ndarray
+    high: np.ndarray
+    """(A,) bounds of controls."""
 
 
 class DMCEnv:
@@ -156,6 +180,15 @@ class DMCEnv:
     def spec(self) -> EnvSpec:
         """Observations by key, actions in [-1, 1] (lqr: unbounded, as they are)."""
         return self._spec
+
+    @property
+    def simulated(self) -> Running:
+        """What a simulation of this task reads while it runs."""
+        return Running(
+            task=self._task, physics=self._physics, model=self._model, data=self._data,
+            name=_full_name(self._config.task), repeat=self._config.repeat, substeps=int(self._env._n_sub_steps),
+            low=self._low, high=self._high,
+        )
 
     def reset(self, seed: int | None = None) -> EnvStep:
         """Start an episode; a seed restarts the task's random stream, None goes on with it."""

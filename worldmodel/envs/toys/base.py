@@ -14,7 +14,7 @@ from worldmodel.envs.toys.distractor import DRAWS, Distractor
 from worldmodel.envs.toys.glide import Glide
 from worldmodel.envs.toys.recall import Recall
 from worldmodel.errors import EnvError, unknown
-from worldmodel.specs import ActionSpec, ArraySpec, BatchStep, EnvSpec, EnvStep
+from worldmodel.specs import ActionSpec, ArraySpec, BatchStep, EnvSpec, EnvStep, Simulation
 
 TaskName = Literal["catch", "glide", "recall"]
 DistractorName = Literal["none", "moving"]
@@ -100,6 +100,12 @@ class ToyConfig:
         """``num_envs`` games that step together."""
         return ToyBatch(self, num_envs)
 
+    def simulation(self) -> Simulation:
+        """Futures of running games, see ``specs.Simulates``."""
+        from worldmodel.envs.toys.simulation import ToySimulation
+
+        return ToySimulation(self)
+
 
 class ToyBatch:
     """N games: ``specs.BatchEnv``. Row i does the same for any N, and the same as a single :class:`Toy` that was given
@@ -109,7 +115,7 @@ class ToyBatch:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.config = config
-        self.task: Task = _task(config, num_envs)
+        self.task: Task = make_task(config, num_envs)
         self._num_envs = num_envs
         self._shape = (num_envs, config.size, config.size, 3)
         self._distractor = Distractor(num_envs, config.size) if config.distractor == "moving" else None
@@ -316,7 +322,8 @@ class _Streams:
         self.task.bit_generator.state, self.distractor.bit_generator.state = state["task"], state["distractor"]
 
 
-def _task(config: ToyConfig, num_envs: int) -> Task:
+def make_task(config: ToyConfig, num_envs: int) -> Task:
+    """The rules and the look of ``num_envs`` games."""
     if config.task == "catch":
         return Catch(num_envs, config.size)
     if config.task == "glide":
