@@ -20,7 +20,7 @@ from worldmodel.train.config import TrainConfig
 PUBLISHED = DreamerConfig(
     model=LatentModelConfig(
         encoder=StrideEncoderConfig(), decoder=StrideDecoderConfig(), core=MambaConfig(dropout=0.1), units=256,
-        heads="deter", free_nats_on="batch", horizon=1e9,
+        heads="deter", free_nats_on="batch", continue_target=1.0,
     ),
     actor=ActorConfig(units=256, unimix=0.0, scale=1e-3),
     value=TwoHotValueConfig(units=512),
@@ -51,7 +51,7 @@ def drama(task: str = "boxing", size: Literal["published", "nano"] = "published"
             model=LatentModelConfig(
                 encoder=StrideEncoderConfig(depth=4), decoder=StrideDecoderConfig(depth=4),
                 core=MambaConfig(d_model=64, headdim=32, stoch=8, classes=8, dropout=0.1), units=64, heads="deter",
-                free_nats_on="batch", horizon=1e9,
+                free_nats_on="batch", continue_target=1.0,
             ),
             actor=replace(agent.actor, units=64), value=TwoHotValueConfig(units=64), windows=64,
         )

@@ -53,5 +53,5 @@ def _precise(agent: DreamerConfig, objective: Objective) -> DreamerConfig:
     dynamics finds more, in smaller steps."""
     if objective != "reconstruction":
         agent = replace(agent, lr=1.5e-3, actor=replace(agent.actor, gradient="dynamics"))
-    model = replace(agent.model, horizon=30.0, rep_scale=0.1)
+    model = replace(agent.model, continue_target=1 - 1 / 30, rep_scale=0.1)
     return replace(agent, model=model, horizon=30.0, context="blank")

@@ -26,7 +26,8 @@ PUBLISHED = DreamerConfig(
             depth=32, mults=(1, 2, 4, 8), first="half", kernel=4, bias=False, activation="relu"
         ),
         core=TransformerConfig(positions="learned", norm="post", dropout=0.1),
-        units=512, heads="deter", reward_layers=2, continue_layers=2, free_nats_on="batch", dyn_scale=0.5, horizon=1e9,
+        units=512, heads="deter", reward_layers=2, continue_layers=2, free_nats_on="batch", dyn_scale=0.5,
+        continue_target=1.0,
     ),
     actor=ActorConfig(units=512, layers=2, unimix=0.0, scale=1.0),
     value=TwoHotValueConfig(units=512, layers=2),

@@ -1,11 +1,10 @@
-"""Several processes that share a batch: halves give what the whole gives, and who is left behind says by whom."""
+"""torchrun's processes share a batch: halves give what the whole gives, and who is left behind says by whom."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,21 +26,20 @@ ROOT = Path(__file__).parents[2]
 UPDATES = 3
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def start(script: str, rank: int, port: int, *words: str) -> subprocess.Popen[str]:
-    variables = {
-        "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
+def start(*words: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """torchrun's two processes, each a Python with these words."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
-        [sys.executable, "-c", script, *words], cwd=ROOT, env={**os.environ, **variables}, text=True,
+        [*torchrun, sys.executable, *words], cwd=cwd, env={**os.environ, **variables}, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )
+
+
+def train(cwd: Path, *words: str) -> subprocess.Popen[str]:
+    tiny = ["--train.train-ratio", "8", "--train.eval-episodes", "1", "--train.threads", "1", "--train.eval-every", "0"]
+    where = ["--run-dir", "run", "--agent.imagination", "2", "--device", "cpu"]
+    return start("-u", "-m", "worldmodel", "train", "quickstart", *where, *tiny, *words, cwd=cwd)
 
 
 AGENTS: dict[str, Callable[[], Dreamer]] = {
@@ -78,11 +76,9 @@ def half(folder: str) -> None:
 
 
 def test_two_halves_learn_what_the_whole_learns_and_skip_what_it_skips(tmp_path: Path) -> None:
-    port = free_port()
-    script = "import sys; from tests.unit.test_distributed import half; half(sys.argv[1])"
-    both = [start(script, rank, port, str(tmp_path)) for rank in range(2)]
-    said = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    both = start("-c", "import sys; from tests.unit.test_distributed import half; half(sys.argv[1])", str(tmp_path))
+    said = both.communicate(timeout=300)
+    assert both.returncode == 0, said
     for name, make in AGENTS.items():
         whole = learn(make(), slice(None))
         halves = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
@@ -94,44 +90,36 @@ def test_two_halves_learn_what_the_whole_learns_and_skip_what_it_skips(tmp_path:
             assert (halves[0][key] - x).abs().max() <= bound * max(1, x.abs().max()), f"{name} {key}"
 
 
-def wait_for_ever() -> None:
-    place = Place.find()
-    assert place is not None
-    with join(place, torch.device("cpu")):
-        x = torch.zeros(1)
-        ranks.average_(x)
-        print("met", flush=True)
-        if place.rank:
-            signal.pause()
-        ranks.average_(x)
-
-
-def test_who_is_left_behind_ends_and_names_the_rank() -> None:
-    port = free_port()
-    script = "from tests.unit.test_distributed import wait_for_ever; wait_for_ever()"
-    left, killed = (start(script, rank, port) for rank in range(2))
-    assert killed.stdout is not None and killed.stdout.readline() == "met\n"
-    killed.kill()
-    _, said = left.communicate(timeout=120)
-    killed.communicate()
-    assert left.returncode == GONE, said
-    assert "worldmodel: rank 1 of 2 has shown no sign of life" in said and "Traceback" not in said
-
-
 def test_two_processes_train_one_run(tmp_path: Path) -> None:
-    port = free_port()
-    words = ["--run-dir", "run", "--train.steps", "960", "--train.train-ratio", "8", "--train.eval-episodes", "1"]
-    words += ["--train.threads", "1", "--train.eval-every", "0", "--agent.imagination", "2", "--device", "cpu"]
-    main = "from worldmodel.cli import main; sys.exit(main(['train', 'quickstart', *sys.argv[1:]]))"
-    script = f"import os, sys; os.chdir({str(tmp_path)!r}); {main}"
-    both = [start(script, rank, port, *words) for rank in range(2)]
-    said = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert "2 processes share every batch" in said[0][0] and not said[1][0].strip()
+    both = train(tmp_path, "--train.steps", "960")
+    said, wrong = both.communicate(timeout=300)
+    assert both.returncode == 0, wrong
+    assert "2 processes share every batch" in said and said.count("960 decisions, ") == 1
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     row = [row for row in rows if "updates" in row][-1]
     # 60 turns of 8 decisions here and 8 there
     assert row["step"] == 960 and row["replay/steps"] == 480 and row["updates"] >= 2
+
+
+def test_who_is_left_behind_ends_and_names_the_rank(tmp_path: Path) -> None:
+    both = train(tmp_path, "--train.steps", "1000000")
+    assert both.stdout is not None
+    while "2 processes share every batch" not in both.stdout.readline():
+        assert both.poll() is None, both.communicate()
+    os.kill(process_of(both.pid, rank=1), signal.SIGKILL)
+    # torchrun adds a traceback of its own, and asks who is left to end as well
+    _, said = both.communicate(timeout=60)
+    assert both.returncode == 1 and f"exitcode  : {GONE}" in said, said
+    sentence = "worldmodel: rank 1 of 2 has shown no sign of life for 8 s; rank 0 ends, for no update is possible"
+    assert said.count(sentence) == 1 and "File " not in said[: said.index(sentence)]
+
+
+def process_of(torchrun: int, *, rank: int) -> int:
+    """The id of a rank's process."""
+    for child in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"torchrun has no rank {rank}")
 
 
 def test_one_process_is_alone() -> None:

@@ -250,3 +250,20 @@ def test_report_shows_truth_and_model_side_by_side():
         assert report["report/open_loop_mse_image"].ndim == 0
     silent = make_agent(spec, objective="barlow", model={"probe": False})
     assert silent.report(make_batch(spec)) == {}
+
+
+@pytest.mark.parametrize("target", [1 - 1 / 333, 0.9, 1.0])
+def test_the_agent_alone_decides_the_discount(target):
+    """A head that has learned what it is trained on is certain that an episode goes on, whatever that is."""
+    agent = make_agent(model={"continue_target": target}, horizon=10.0)
+    head, state = agent.model.continues, agent.model.initial(2)
+    with torch.no_grad():
+        for p in head.parameters():
+            p.zero_()
+        final = [m for m in head.modules() if isinstance(m, torch.nn.Linear)][-1]
+        final.bias.fill_(torch.logit(torch.tensor(target, dtype=torch.float64), eps=1e-9))
+        said = agent.model.predict(state, torch.zeros(2, 3), state).continues
+    torch.testing.assert_close(said, torch.ones(2))
+    assert agent.discount == 0.9
+    with pytest.raises(ValueError, match=r"continue_target must be in \(0, 1\]"):
+        make_agent(model={"continue_target": target + 0.5})

@@ -45,8 +45,10 @@ class LatentModelConfig:
     """What policies and values read."""
     reward_layers: int = 1
     continue_layers: int = 1
-    horizon: float = 333.0
-    """The continuation head's target is (1 - is_terminal)(1 - 1/horizon): it carries the discount itself."""
+    continue_target: float = 1 - 1 / 333
+    """What the continuation head learns of a step after which the episode goes on, in (0, 1]; DreamerV3's is its
+    discount and not 1 (contdisc). :meth:`LatentWorldModel.predict` divides it out, so that the discount is decided by
+    the agent's ``horizon`` alone, whatever stands here."""
     free_nats: float = 1.0
     """KL below this (summed over groups, dyn and rep apart) exerts no pull."""
     free_nats_on: Literal["element", "batch"] = "element"
@@ -59,8 +61,8 @@ class LatentModelConfig:
     continue_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.horizon <= 1:
-            raise ValueError(f"horizon must be more than 1 step, got {self.horizon}")
+        if not 0 < self.continue_target <= 1:
+            raise ValueError(f"continue_target must be in (0, 1], got {self.continue_target}")
 
     def build(self, spec: EnvSpec) -> LatentWorldModel[Any]:
         return LatentWorldModel(self, spec)
@@ -86,7 +88,6 @@ class LatentWorldModel(nn.Module, Generic[S]):
         self.probe = make_decoder() if config.probe and not self.objective.decodes else None
         self.reward = TwoHotHead(self._width(config.heads), config.units, config.reward_layers)
         self.continues = BernoulliHead(self._width(config.heads), config.units, config.continue_layers)
-        self.discount = 1.0 - 1.0 / config.horizon
         self.loss_scales: dict[str, float] = {
             **self.objective.scales,
             **({"probe": 1.0} if self.probe is not None else {}),
@@ -116,9 +117,9 @@ class LatentWorldModel(nn.Module, Generic[S]):
     def predict(self, previous: S, action: Tensor, state: S) -> Prediction:
         """Reward and continuation are read off the state arrived in."""
         features = self._read(self.core.features(state), self.config.heads)
-        # The head carries the discount (DreamerV3's contdisc); the seam speaks of probabilities. Not clamped to 1: an
-        # agent that multiplies the same discount in gets the head's own number, by which DreamerV3 weights dreams.
-        continues = torch.sigmoid(self.continues(features)) / self.discount
+        # The seam speaks of probabilities. Not clamped to 1: an agent whose discount is what the head was trained on
+        # gets the head's own number, by which DreamerV3 weights dreams.
+        continues = torch.sigmoid(self.continues(features)) / self.config.continue_target
         return Prediction(reward=self.reward(features).mean(), continues=continues)
 
     def features(self, state: S) -> Tensor:
@@ -153,7 +154,7 @@ class LatentWorldModel(nn.Module, Generic[S]):
             losses["probe"] = self.probe.loss(features.detach(), batch.obs)
         read = self._read(features, self.config.heads)
         losses["reward"] = self.reward(read).loss(batch.reward)
-        target = (~batch.is_terminal).float() * self.discount
+        target = (~batch.is_terminal).float() * self.config.continue_target
         losses["continue"] = BernoulliHead.loss(self.continues(read), target)
         losses["dyn"], losses["rep"] = self._divergences(out.posterior, out.prior)
         if self._has_modes:
