@@ -54,6 +54,7 @@ GUARDS: dict[str, tuple[str, tuple[str, ...]]] = {
         f"{FAULTS}/test_stopping.py::test_a_run_killed_before_its_configuration_was_written_leaves_an_empty_folder",
     )),
     "F3": ("save, load and go on equals going on", (
+        f"{FAULTS}/test_going_on.py::test_fifty_updates_after_a_checkpoint_are_those_of_the_run_that_was_not_left",
         f"{UNIT}/test_dreamer.py::test_save_and_load_continue_learning_bit_for_bit",
         f"{UNIT}/test_replay_save.py::test_a_loaded_replay_goes_on_bit_for_bit",
         f"{ENVS}/test_pool.py::test_resumed_pool_continues_exactly",
@@ -141,6 +142,9 @@ GUARDS: dict[str, tuple[str, tuple[str, ...]]] = {
         f"{UNIT}/test_log.py::test_a_deleted_tensorboard_folder_costs_one_warning",
         f"{UNIT}/test_log.py::test_a_deleted_metrics_file_starts_anew",
         f"{UNIT}/test_log.py::test_a_video_that_cannot_be_written_costs_one_warning",
+    )),
+    "F18": ("one of the processes that share a batch is killed", (
+        f"{UNIT}/test_distributed.py::test_who_is_left_behind_ends_and_names_the_rank",
     )),
     "F19": ("a resume with a changed configuration or machine", (
         f"{UNIT}/test_config.py::test_resume_may_change_length_and_cadence_alone",
@@ -427,7 +431,7 @@ def page(results: dict[str, Any]) -> str:
         "# Faults, and what happens then",
         "",
         "Written by `python tools/faults.py --page` from `reliability.json` and the map in `tools/faults.py`; a test",
-        "holds both to what exists. Faults of GPUs and of several machines (F17, F18) are not injected yet.",
+        "holds both to what exists. Faults of GPUs (F17) are not injected yet.",
         "",
         "## Measured",
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -12,6 +13,10 @@ class UserError(Exception):
 
 class EnvError(UserError):
     """An environment that cannot be built, or that broke its contract (dead, hung, NaN, wrong shape)."""
+
+
+class MisfitError(UserError, ValueError):
+    """Settings, each allowed on its own, that do not fit each other or the environment; found when parts are built."""
 
 
 class CheckpointError(UserError):
@@ -24,6 +29,15 @@ class StorageError(UserError):
 
 class DivergenceError(UserError):
     """Too many non-finite updates in a row. The command line exits with code 70."""
+
+
+def check_range(config: object, low: float, *names: str, high: float = math.inf) -> None:
+    """For a config's ``__post_init__``: raises ValueError where one of these is not in [low, high], or not finite."""
+    for name in names:
+        value = getattr(config, name)
+        if not (low <= value <= high and math.isfinite(value)):
+            bounds = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+            raise ValueError(f"{name} must be {bounds}, got {value}")
 
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from worldmodel.distributions import BoundedNormal, Categorical
+from worldmodel.errors import MisfitError, check_range
 from worldmodel.nn.blocks import MLP, Linear
 from worldmodel.types import ActionSpec
 
@@ -30,12 +31,15 @@ class ActorConfig:
     """Weight of the entropy bonus."""
 
     def __post_init__(self) -> None:
+        check_range(self, 1, "units")
+        check_range(self, 0, "layers")
+        check_range(self, 0, "unimix", high=1)
         if not 0 < self.min_std < self.max_std:
             raise ValueError(f"need 0 < min_std < max_std, got {self.min_std} and {self.max_std}")
 
     def build(self, feature_dim: int, action: ActionSpec) -> Actor:
         if self.gradient == "dynamics" and action.kind == "discrete":
-            raise ValueError(
+            raise MisfitError(
                 'gradient="dynamics" needs continuous actions, this task has discrete ones; use "reinforce"'
             )
         return Actor(self, feature_dim, action)

@@ -21,6 +21,7 @@ from worldmodel.agents.dreamer.losses import (
     replay_value_loss,
 )
 from worldmodel.agents.values.twohot import TwoHotValueConfig
+from worldmodel.errors import check_range
 from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn.optim import LaProp, without_gradient
 from worldmodel.protocols import Decodes, Remembers
@@ -85,6 +86,8 @@ class DreamerConfig:
     two-hot, returns and losses are float32 always."""
 
     def __post_init__(self) -> None:
+        check_range(self, 0, "lr", "warmup", "clip")
+        check_range(self, 0, "lam", "return_rate", high=1)
         if self.imagination < 1:
             raise ValueError(f"imagination must be at least 1 step, got {self.imagination}")
         if self.windows < 1 or self.window < 1:

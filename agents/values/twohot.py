@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worldmodel.errors import check_range
 from worldmodel.nn.heads import TwoHotHead
 
 
@@ -26,6 +27,10 @@ class TwoHotValueConfig:
     """Bootstrap returns from the slow copy instead of the fast critic."""
 
     def __post_init__(self) -> None:
+        check_range(self, 1, "units")
+        check_range(self, 0, "layers")
+        if self.bins % 2 != 1 or self.bins < 3:
+            raise ValueError(f"bins must be an odd number of at least 3, got {self.bins}")
         if not 0 < self.slow_rate <= 1:
             raise ValueError(f"slow_rate must be in (0, 1], got {self.slow_rate}")
 

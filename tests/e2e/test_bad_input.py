@@ -112,6 +112,9 @@ def damage(path: Path, how: str) -> None:
         (f"gym --env {BROKEN}/Juggles-v0", "MultiDiscrete"),
         ("gym --env no_such_package:Env-v0", "no_such_package"),
         ("quickstart --replay.memory-budget 1e-12", "replay"),
+        ("quickstart --agent.actor.gradient dynamics", 'this task has discrete ones; use "reinforce"'),
+        ("quickstart --agent.model.encoder.patch 5", "must be multiples of 5, got 32 x 32; resize"),
+        ("quickstart --core mamba --agent.model.core.headdim 48", "must be a multiple of headdim=48"),
     ],
 )
 def test_what_cannot_be_built_is_a_sentence_and_leaves_no_folder(

@@ -18,8 +18,8 @@ _before = list(sys.path)
 _spec.loader.exec_module(tool)
 sys.path[:] = _before
 
-ELSEWHERE = {"F17", "F18"}
-"""Need a GPU, and several."""
+ELSEWHERE = {"F17"}
+"""Needs a GPU."""
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -388,3 +389,23 @@ def test_what_a_resume_may_change_exists() -> None:
 def test_configs_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         preset_run().seed = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--agent.lam 2", "agent: lam must be in [0, 1], got 2"),
+        ("--agent.lr -1", "agent: lr must be at least 0, got -1"),
+        ("--agent.lr inf", "agent: lr must be at least 0, got inf"),
+        ("--agent.lr nan", "agent: lr must be at least 0, got nan"),
+        ("--agent.value.bins 4", "agent.value: bins must be an odd number of at least 3, got 4"),
+        ("--agent.model.units 0", "agent.model: units must be at least 1, got 0"),
+        ("--agent.model.core.stoch 0", "agent.model.core: stoch must be at least 1, got 0"),
+        ("--agent.model.core.classes 1", "agent.model.core: classes must be at least 2, got 1"),
+        ("--agent.model.encoder.patch 0", "agent.model.encoder: patch must be at least 1, got 0"),
+        ("--replay.length 1", "replay: length must be at least 2, got 1"),
+    ],
+)
+def test_numbers_that_nothing_can_be_built_with_are_refused_as_options(line: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        presets.parse(presets.find_preset("quickstart"), line.split(), Extra(), prog="p")

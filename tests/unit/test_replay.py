@@ -141,7 +141,7 @@ def fresh_memory(batch: Batch, fill: int) -> dict[str, Tensor]:
 @given(
     num_envs=st.integers(1, 3),
     slots=st.integers(5, 13),
-    length=st.integers(1, 4),
+    length=st.integers(2, 4),
     discrete=st.booleans(),
     sampler=st.sampled_from(["uniform", "prioritized"]),
     online=st.sampled_from([0.0, 0.5, 1.0]),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import ranks
+from worldmodel.errors import check_range
 from worldmodel.kernels.unimix_categorical import balanced_kl
 from worldmodel.models.cores.base import Core
 from worldmodel.models.cores.rssm import RSSMConfig
@@ -61,6 +62,8 @@ class LatentModelConfig:
     continue_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        check_range(self, 1, "units")
+        check_range(self, 0, "reward_layers", "continue_layers", "free_nats")
         if not 0 < self.continue_target <= 1:
             raise ValueError(f"continue_target must be in (0, 1], got {self.continue_target}")
 

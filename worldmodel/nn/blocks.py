@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.errors import MisfitError
+
 NORM_EPS = 1e-4
 
 
@@ -80,7 +82,7 @@ class BlockLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
         super().__init__()
         if inputs % blocks or outputs % blocks:
-            raise ValueError(f"BlockLinear widths must be multiples of {blocks} blocks, got {inputs} and {outputs}")
+            raise MisfitError(f"BlockLinear widths must be multiples of {blocks} blocks, got {inputs} and {outputs}")
         self.blocks = blocks
         self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks))
         self.bias = nn.Parameter(torch.zeros(outputs))
@@ -162,7 +164,7 @@ class UpConv(Conv):
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__(inputs, outputs, kernel)
         if kernel % 2 == 0:
-            raise ValueError(f"an upsampling convolution needs an odd kernel, got {kernel}")
+            raise MisfitError(f"an upsampling convolution needs an odd kernel, got {kernel}")
 
     def phases(self) -> Tensor:
         """(4 C', C, m, m): kernels over the input for output rows 0, 1 x columns 0, 1."""

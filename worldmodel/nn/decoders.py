@@ -13,8 +13,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.distributions import symlog
+from worldmodel.errors import check_range
 from worldmodel.nn.blocks import MLP, BatchNorm, BlockLinear, Dense, Linear, RMSNorm, TransposedConv, UpConv
-from worldmodel.nn.encoders import ACTIVATIONS, check_kernel, vector_width
+from worldmodel.nn.encoders import ACTIVATIONS, check_kernel, check_size, vector_width
 from worldmodel.specs import ArraySpec
 
 
@@ -60,6 +61,7 @@ class StrideDecoderNet(nn.Module):
         height, width, channels = shape
         keeps = config.first == "same"
         shrink = 2 ** (len(config.mults) - keeps)
+        check_size(height, width, shrink)
         widths = [config.depth * m for m in config.mults[::-1]]
         self.deter, self.grid, self.width = deter, (height // shrink, width // shrink), widths[0]
         self.expand = Linear(stoch, self.grid[0] * self.grid[1] * widths[0], bias=config.bias)
@@ -84,6 +86,7 @@ class PatchDecoderNet(nn.Module):
     def __init__(self, shape: tuple[int, int, int], features: int, config: PatchDecoderConfig) -> None:
         super().__init__()
         height, width, channels = shape
+        check_size(height, width, config.patch)
         self.patch = config.patch
         self.grid = (height // config.patch, width // config.patch)
         patches = self.grid[0] * self.grid[1]
@@ -112,6 +115,10 @@ class ConvDecoderConfig:
     blocks: int = 8
     """Groups of the recurrent state that paint separate channels."""
 
+    def __post_init__(self) -> None:
+        check_range(self, 1, "depth", "kernel", "units", "blocks")
+        check_range(self, 0, "layers")
+
     def build(self, obs: dict[str, ArraySpec], deter: int, stoch: int) -> Decoder:
         return Decoder(
             obs, lambda shape: ConvDecoderNet(shape, deter, stoch, self), deter + stoch, self.units, self.layers
@@ -126,6 +133,10 @@ class PatchDecoderConfig:
     width: int = 64
     units: int = 256
     layers: int = 2
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, "patch", "width", "units")
+        check_range(self, 0, "layers")
 
     def build(self, obs: dict[str, ArraySpec], deter: int, stoch: int) -> Decoder:
         return Decoder(
@@ -152,6 +163,8 @@ class StrideDecoderConfig:
     layers: int = 2
 
     def __post_init__(self) -> None:
+        check_range(self, 1, "depth", "kernel", "units")
+        check_range(self, 0, "layers")
         check_kernel(self.kernel, self.first)
 
     def build(self, obs: dict[str, ArraySpec], deter: int, stoch: int) -> Decoder:

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldmodel.distributions import symlog
+from worldmodel.errors import MisfitError, check_range
 from worldmodel.nn.blocks import MLP, BatchNorm, Conv, Dense, DownConv, RMSNorm
 from worldmodel.specs import ArraySpec
 
@@ -35,10 +36,7 @@ class ConvNet(nn.Module):
         super().__init__()
         height, width, channels = shape
         shrink = 2 ** len(mults)
-        if height % shrink or width % shrink:
-            raise ValueError(
-                f"image height and width must be multiples of {shrink}, got {height} x {width}; resize the observation"
-            )
+        check_size(height, width, shrink)
         widths = [channels, *(depth * m for m in mults)]
         self.convs = nn.ModuleList(Conv(a, b, kernel) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(RMSNorm(b) for b in widths[1:])
@@ -59,10 +57,7 @@ class StrideNet(nn.Module):
         height, width, channels = shape
         keeps = config.first == "same"
         shrink = 2 ** (len(config.mults) - keeps)
-        if height % shrink or width % shrink:
-            raise ValueError(
-                f"image height and width must be multiples of {shrink}, got {height} x {width}; resize the observation"
-            )
+        check_size(height, width, shrink)
         widths = [channels, *(config.depth * m for m in config.mults)]
         self.convs = nn.ModuleList(
             (Conv if keeps and i == 0 else DownConv)(a, b, config.kernel, bias=config.bias)
@@ -85,8 +80,7 @@ class PatchNet(nn.Module):
     def __init__(self, shape: tuple[int, int, int], patch: int, width: int, units: int) -> None:
         super().__init__()
         height, size, channels = shape
-        if height % patch or size % patch:
-            raise ValueError(f"image height and width must be multiples of the patch {patch}, got {height} x {size}")
+        check_size(height, size, patch)
         self.patch = patch
         self.embed = Dense(patch * patch * channels, width)
         self.mix = Dense((height // patch) * (size // patch) * width, units)
@@ -114,6 +108,10 @@ class ConvEncoderConfig:
     layers: int = 3
     """Layers of the vector MLP."""
 
+    def __post_init__(self) -> None:
+        check_range(self, 1, "depth", "kernel", "units")
+        check_range(self, 0, "layers")
+
     def build(self, obs: dict[str, ArraySpec]) -> Encoder:
         return Encoder(obs, lambda shape: ConvNet(shape, self.depth, self.mults, self.kernel), self.units, self.layers)
 
@@ -130,6 +128,10 @@ class PatchEncoderConfig:
     """Width of the token and of the vector MLP."""
     layers: int = 2
     """Layers of the vector MLP."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, "patch", "width", "units")
+        check_range(self, 0, "layers")
 
     def build(self, obs: dict[str, ArraySpec]) -> Encoder:
         return Encoder(obs, lambda shape: PatchNet(shape, self.patch, self.width, self.units), self.units, self.layers)
@@ -155,16 +157,28 @@ class StrideEncoderConfig:
     """Layers of the vector MLP."""
 
     def __post_init__(self) -> None:
+        check_range(self, 1, "depth", "kernel", "units")
+        check_range(self, 0, "layers")
         check_kernel(self.kernel, self.first)
 
     def build(self, obs: dict[str, ArraySpec]) -> Encoder:
         return Encoder(obs, lambda shape: StrideNet(shape, self), self.units, self.layers)
 
 
+def check_size(height: int, width: int, shrink: int) -> None:
+    """Raises MisfitError where a picture does not become whole cells of ``shrink`` pixels."""
+    if height % shrink or width % shrink:
+        raise MisfitError(
+            f"image height and width must be multiples of {shrink}, got {height} x {width}; resize the observation"
+        )
+
+
 def check_kernel(kernel: int, first: Literal["same", "half"]) -> None:
-    """Raises ValueError where a convolution of even width would have to keep the size."""
+    """Raises MisfitError where a convolution of even width would have to keep the size."""
     if kernel % 2 == 0 and first == "same":
-        raise ValueError(f"kernel must be odd where the first stage keeps the size, got {kernel}; or take first='half'")
+        raise MisfitError(
+            f"kernel must be odd where the first stage keeps the size, got {kernel}; or take first='half'"
+        )
 
 
 def vector_width(spec: ArraySpec) -> int:
@@ -195,7 +209,7 @@ class Encoder(nn.Module):
             shapes = [self.specs[k].shape for k in self.image_keys]
             if len({s[:2] for s in shapes}) > 1:
                 sizes = ", ".join(f"{k} {s[0]}x{s[1]}" for k, s in zip(self.image_keys, shapes))
-                raise ValueError(f"all image keys must have one height and width, got {sizes}; resize them")
+                raise MisfitError(f"all image keys must have one height and width, got {sizes}; resize them")
             self.image = image_net((shapes[0][0], shapes[0][1], sum(s[2] for s in shapes)))
             self.out_dim += self.image.out_dim  # type: ignore[operator]
 

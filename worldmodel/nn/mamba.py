@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.errors import MisfitError
 from worldmodel.kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from worldmodel.kernels.selective_scan import selective_scan
 from worldmodel.kernels.selective_step import selective_step
@@ -59,7 +60,7 @@ class Mamba2(nn.Module):
         super().__init__()
         self.inner, self.d_state, self.headdim = expand * size, d_state, headdim
         if self.inner % headdim:
-            raise ValueError(f"expand * d_model must be a multiple of headdim={headdim}, got {self.inner}")
+            raise MisfitError(f"expand * d_model must be a multiple of headdim={headdim}, got {self.inner}")
         heads, channels = self.inner // headdim, self.inner + 2 * d_state
         self.in_proj = Linear(size, self.inner + channels + heads, bias=False)
         self.conv_weight, self.conv_bias = _convolution(channels, width)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from worldmodel.errors import check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
@@ -40,8 +42,8 @@ class ReplayConfig:
     """Where storage lives: host memory, or the learner's device; "auto" takes the learner's where the budget allows."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.length < 1:
-            raise ValueError(f"batch_size and length must be at least 1, got {self.batch_size} and {self.length}")
+        check_range(self, 1, "batch_size")
+        check_range(self, 2, "length")  # one transition
         if self.capacity < self.length + 1:
             raise ValueError(f"capacity must be at least length + 1 = {self.length + 1} steps, got {self.capacity}")
         if not 0 <= self.online_fraction <= 1:
@@ -52,8 +54,6 @@ class ReplayConfig:
             raise ValueError(f"window must be in [1, length={self.length}], got {self.window}")
         if not 0 < self.dfs_temperature < float("inf"):
             raise ValueError(f"dfs_temperature must be finite and positive, got {self.dfs_temperature}")
-        for name in ("priority_exponent", "importance_exponent", "min_starts"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
+        check_range(self, 0, "priority_exponent", "importance_exponent", "min_starts")
         if not 0 < self.memory_budget <= 1:
             raise ValueError(f"memory_budget must be in (0, 1], got {self.memory_budget}")

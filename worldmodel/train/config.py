@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from worldmodel.errors import check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -50,5 +52,4 @@ class TrainConfig:
         for name in ("steps", "num_envs", "eval_episodes", "eval_envs", "keep_checkpoints", "max_bad_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.train_ratio < 0:
-            raise ValueError(f"train_ratio must not be negative, got {self.train_ratio}")
+        check_range(self, 0, "train_ratio", "log_steps", "checkpoint_steps", "eval_every", "threads")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from worldmodel import tree
 from worldmodel.distributions import Categorical
+from worldmodel.errors import check_range
 from worldmodel.kernels.segments import segment_ids
 from worldmodel.models.cores.base import CoreOutput
 from worldmodel.nn.blocks import MLP, Dense, Linear, RMSNorm
@@ -71,6 +72,8 @@ class MambaConfig:
     def __post_init__(self) -> None:
         if self.layers < 1:
             raise ValueError(f"a Mamba core needs at least 1 layer, got {self.layers}")
+        check_range(self, 1, "d_model", "d_state", "expand", "headdim", "stoch", "hidden")
+        check_range(self, 2, "classes")
         if not 2 <= self.conv <= 4:
             raise ValueError(f"conv must be 2 to 4 inputs wide, got {self.conv}")
         if self.mixer == "mamba2" and self.expand * self.d_model % self.headdim:

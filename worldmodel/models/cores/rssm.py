@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.distributions import Categorical
+from worldmodel.errors import check_range
 from worldmodel.kernels import block_gru_observe
 from worldmodel.models.cores.base import CoreOutput
 from worldmodel.nn.blocks import MLP, BlockLinear, Dense, Linear, RMSNorm
@@ -61,6 +62,9 @@ class RSSMConfig:
     The same numbers; fused serves ``dyn_layers = obs_layers = 1`` with a recurrent posterior, the loop all else."""
 
     def __post_init__(self) -> None:
+        check_range(self, 1, "deter", "hidden", "stoch", "blocks", "dyn_layers")
+        check_range(self, 0, "obs_layers", "img_layers")
+        check_range(self, 2, "classes")
         if self.deter % self.blocks:
             raise ValueError(f"deter must be a multiple of blocks={self.blocks}, got {self.deter}")
         if not 0 <= self.unimix < 1:

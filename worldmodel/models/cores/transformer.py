@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from worldmodel import tree
 from worldmodel.distributions import Categorical
+from worldmodel.errors import MisfitError, check_range
 from worldmodel.kernels.segments import segment_ids
 from worldmodel.models.cores.base import CoreOutput
 from worldmodel.nn.attention import Block, LayerNorm, Shared, Sight, turns
@@ -85,6 +86,8 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if self.layers < 1:
             raise ValueError(f"a Transformer core needs at least 1 layer, got {self.layers}")
+        check_range(self, 1, "width", "heads", "ffn", "stoch", "hidden")
+        check_range(self, 2, "classes")
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads={self.heads}, got {self.width}")
         if self.positions == "rotary" and self.width // self.heads % 2:
@@ -166,11 +169,11 @@ class Transformer(nn.Module):
     ) -> CoreOutput[TransformerState]:
         """Filter (B, T): in parallel over T where the posterior sees the token alone, else step by step.
 
-        Raises: ValueError for more steps than there are learned positions.
+        Raises: MisfitError for more steps than there are learned positions.
         """
         c, (batch, time), state = self.config, is_first.shape, self._alone(state)
         if c.positions == "learned" and time > c.window:
-            raise ValueError(
+            raise MisfitError(
                 f"a sequence of {time} steps is longer than the {c.window} learned positions; take shorter ones "
                 f"(replay.length), a larger window, or positions='rotary', which have no limit"
             )
