@@ -33,8 +33,13 @@ def atari100k(
         env=AtariConfig.atari100k(task, **s["env"]),
         agent=dreamer(size, version=version, objective=objective, core=core),
         replay=ReplayConfig(capacity=110_000, batch_size=16, length=64),
-        train=TrainConfig(
-            steps=100_000, num_envs=1, train_ratio=s["ratio"], eval_every=25_000, eval_episodes=10, eval_envs=5
-        ),
+        train=schedule(s["ratio"]),
         published=published.answer(table, game_name(task), what),
+    )
+
+
+def schedule(train_ratio: int) -> TrainConfig:
+    """100k decisions in one environment, with four evaluations on the way."""
+    return TrainConfig(
+        steps=100_000, num_envs=1, train_ratio=train_ratio, eval_every=25_000, eval_episodes=10, eval_envs=5
     )

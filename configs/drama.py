@@ -9,13 +9,13 @@ from worldmodel.agents.dreamer.actor import ActorConfig
 from worldmodel.agents.dreamer.agent import DreamerConfig
 from worldmodel.agents.values.twohot import TwoHotValueConfig
 from worldmodel.config import Run
+from worldmodel.configs.atari100k import schedule
 from worldmodel.envs.atari import AtariConfig
 from worldmodel.models.cores.mamba import MambaConfig
 from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn.decoders import StrideDecoderConfig
 from worldmodel.nn.encoders import StrideEncoderConfig
 from worldmodel.replay.config import ReplayConfig
-from worldmodel.train.config import TrainConfig
 
 PUBLISHED = DreamerConfig(
     model=LatentModelConfig(
@@ -60,9 +60,7 @@ def drama(task: str = "boxing", size: Literal["published", "nano"] = "published"
         env=AtariConfig.atari100k(task),
         agent=agent,
         replay=replay,
-        train=TrainConfig(
-            # an update of 16 x 128 steps after every decision
-            steps=100_000, num_envs=1, train_ratio=16 * 128, eval_every=25_000, eval_episodes=10, eval_envs=5
-        ),
+        # an update after every decision
+        train=schedule(replay.batch_size * replay.length),
         published="Drama (arXiv 2410.08893), Atari100k; its table by game is not shipped",
     )

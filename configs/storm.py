@@ -9,13 +9,13 @@ from worldmodel.agents.dreamer.actor import ActorConfig
 from worldmodel.agents.dreamer.agent import DreamerConfig
 from worldmodel.agents.values.twohot import TwoHotValueConfig
 from worldmodel.config import Run
+from worldmodel.configs.atari100k import schedule
 from worldmodel.envs.atari import AtariConfig
 from worldmodel.models.cores.transformer import TransformerConfig
 from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn.decoders import StrideDecoderConfig
 from worldmodel.nn.encoders import StrideEncoderConfig
 from worldmodel.replay.config import ReplayConfig
-from worldmodel.train.config import TrainConfig
 
 PUBLISHED = DreamerConfig(
     model=LatentModelConfig(
@@ -69,9 +69,7 @@ def storm(task: str = "boxing", size: Literal["published", "nano"] = "published"
         env=AtariConfig.atari100k(task),
         agent=agent,
         replay=replay,
-        train=TrainConfig(
-            # an update of 16 x 64 steps after every decision
-            steps=100_000, num_envs=1, train_ratio=16 * 64, eval_every=25_000, eval_episodes=10, eval_envs=5
-        ),
+        # an update after every decision
+        train=schedule(replay.batch_size * replay.length),
         published="STORM (arXiv 2310.09615), Atari100k; its scores by game and seed ship with `worldmodel report`",
     )
