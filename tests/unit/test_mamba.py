@@ -19,7 +19,6 @@ from worldmodel.nn.mamba import conv_windows
 from worldmodel.types import ActionSpec, ArraySpec, EnvSpec
 
 A, E = 3, 7
-LENGTHS = (1, 63, 64, 100, 257)
 
 
 def small(**changes) -> Mamba:
@@ -58,53 +57,9 @@ def observed(core, state, tokens, action, is_first, noise, monkeypatch):
         return core.observe(state, tokens, action, is_first)
 
 
-def by_steps(core, state, tokens, action, is_first, noise, monkeypatch):
-    """T calls with T = 1."""
-    states, priors = [], []
-    for t in range(is_first.shape[1]):
-        one = tree.index((tokens, action, is_first, noise), (slice(None), slice(t, t + 1)))
-        out = observed(core, state, *one, monkeypatch)
-        state = tree.index(out.states, (slice(None), 0))
-        states.append(state)
-        priors.append(out.prior[:, 0])
-    return tree.stack(states, 1), torch.stack(priors, 1)
-
-
 def close(a, b, tolerance=1e-5):
     for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True):
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("time", LENGTHS)
-@pytest.mark.parametrize("mixer", ["mamba2", "mamba1"])
-def test_a_sequence_in_parallel_equals_its_steps_one_by_one(mixer, time, monkeypatch):
-    core, data = small(mixer=mixer), sequence(time)
-    with torch.no_grad():
-        whole = observed(core, dirty(core), *data, monkeypatch)
-        states, priors = by_steps(core, dirty(core), *data, monkeypatch)
-    close((states, priors), (whole.states, whole.prior))
-
-
-@pytest.mark.parametrize("mixer", ["mamba2", "mamba1"])
-def test_gradients_in_parallel_equal_those_of_the_steps(mixer, monkeypatch):
-    core, data = small(mixer=mixer), sequence(35)
-    weights = torch.randn(3, 35, core.feature_dim, generator=torch.Generator().manual_seed(4))
-
-    def gradients(run):
-        state = dirty(core)
-        states = run(state)
-        last = tree.index(states, (slice(None), -1))
-        total = (core.features(states) * weights).sum() + sum(x.square().sum() for x in (*last.conv, *last.ssm))
-        # deter is not read by the blocks: the past lies in their own states
-        read = [state.stoch, *state.conv, *state.ssm]
-        wanted = [p for name, p in core.named_parameters() if not name.startswith("prior_head")]
-        return torch.autograd.grad(total, read + wanted)
-
-    parallel = gradients(lambda state: observed(core, state, *data, monkeypatch).states)
-    steps = gradients(lambda state: by_steps(core, state, *data, monkeypatch)[0])
-    for x, y in zip(parallel, steps, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5 * max(1.0, float(y.abs().max())))
-    assert parallel[0][0].abs().sum() > 0, "row 0 is never reset there: the state before it matters"
 
 
 @pytest.mark.parametrize("posterior", ["frame", "recurrent"])

@@ -62,18 +62,6 @@ def some_past(core, rows):
         return tree.index(core.observe(core.initial(rows), *sequence(rows, 3, seed=9)).states, (ALL, -1))
 
 
-@pytest.mark.parametrize("time", [1, 63, 64, 100, 257])
-@pytest.mark.parametrize("changes", [{"window": 64}, {"window": 5, "norm": "post"}])
-def test_in_parallel_equals_step_by_step(time, changes):
-    core = small(**changes)
-    # at the first step and twice on end, in the middle, at the last
-    batch = sequence(3, time, ((0, 0), (0, min(1, time - 1)), (1, time // 2), (2, time - 1)))
-    start = some_past(core, 3)
-    with Still(), torch.no_grad():
-        whole, steps = core.observe(start, *batch), one_by_one(core, start, *batch)
-    tree.map(lambda a, b: torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5), whole, steps)
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"positions": "learned"}, {"posterior": "recurrent"}, {"positions": "learned", "norm": "post", "window": 7}],

@@ -117,19 +117,36 @@ class RSSM(nn.Module):
         # one step, which is acting, is quicker without the operation's preparations
         if self._is_fused and time > 1:
             return self._observe_fused(state, tokens, actions, keep, noise)
-        ahead = self._posterior_logits(None, tokens) if self.config.posterior == "frame" else None
+        if self.config.posterior == "frame":
+            return self._observe_frames(state, tokens, actions, keep, noise)
         deter, stoch = state.deter, state.stoch
         deters, stochs, posts = [], [], []
         for t in range(time):
             alive = keep[:, t, None]
             deter = self._recur(deter * alive, stoch * alive.unsqueeze(-1), actions[:, t])
-            logits = self._posterior_logits(deter, tokens[:, t]) if ahead is None else ahead[:, t]
+            logits = self._posterior_logits(deter, tokens[:, t])
             stoch = Categorical(logits, self.config.unimix).sample(noise[:, t])
             deters.append(deter)
             stochs.append(stoch)
             posts.append(logits)
         states = RSSMState(deter=torch.stack(deters, 1), stoch=torch.stack(stochs, 1))
         return CoreOutput(states=states, posterior=torch.stack(posts, 1), prior=self.prior(states.deter))
+
+    def _observe_frames(
+        self, state: RSSMState, tokens: Tensor, actions: Tensor, keep: Tensor, noise: Tensor
+    ) -> CoreOutput[RSSMState]:
+        """Posteriors that need no memory: they, their samples and what the memory reads of these are computed for all
+        steps at once, and the loop is the recurrence alone."""
+        posterior = self._posterior_logits(None, tokens)
+        stoch = Categorical(posterior, self.config.unimix).sample(noise)
+        before = torch.cat([state.stoch.unsqueeze(1), stoch[:, :-1]], 1) * keep[..., None, None]
+        read = self.from_stoch(before.flatten(-2))
+        deter, deters = state.deter, []
+        for t in range(keep.shape[1]):
+            deter = self._mix(deter * keep[:, t, None], read[:, t], actions[:, t])
+            deters.append(deter)
+        states = RSSMState(deter=torch.stack(deters, 1), stoch=stoch)
+        return CoreOutput(states=states, posterior=posterior, prior=self.prior(states.deter))
 
     @property
     def _is_fused(self) -> bool:
@@ -212,8 +229,12 @@ class RSSM(nn.Module):
 
     def _recur(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
         """(B, D), (B, Z, K), embedded action (B, hidden) -> (B, D)."""
+        return self._mix(deter, self.from_stoch(stoch.flatten(-2)), action)
+
+    def _mix(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
+        """(B, D), and stoch and action embedded (B, hidden) -> (B, D)."""
         blocks = self.config.blocks
-        shared = torch.cat([self.from_deter(deter), self.from_stoch(stoch.flatten(-2)), action], -1)
+        shared = torch.cat([self.from_deter(deter), stoch, action], -1)
         # (B, blocks, D/blocks + 3 hidden)
         own = deter.unflatten(-1, (blocks, -1))
         x = torch.cat([own, shared.unsqueeze(-2).expand(-1, blocks, -1)], -1).flatten(-2)
