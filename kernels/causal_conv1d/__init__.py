@@ -61,6 +61,8 @@ def causal_conv1d_step(
     x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, *, reset: Tensor | None = None, silu: bool = True
 ) -> tuple[Tensor, Tensor]:
     """``causal_conv1d`` of one step: x (B, D), state (B, W-1, D), reset (B,) bool; y (B, D) and the next state."""
+    if backend("causal_conv1d", x) == "torch":
+        return reference.causal_conv1d_step(x, weight, bias, state, reset, silu=silu)
     segments = None if reset is None else reset[:, None].int()
     y, state = causal_conv1d(x[:, None], weight, bias, segments=segments, state=state, silu=silu)
     return y[:, 0], state

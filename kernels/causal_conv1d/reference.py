@@ -22,3 +22,15 @@ def causal_conv1d(
         y = y + weight[:, k].to(dtype) * inputs[:, k : k + length] * seen[:, :, None]
     final = inputs[:, length:] * (owner[:, length:] == segments[:, -1:])[:, :, None]
     return (F.silu(y) if silu else y).to(x.dtype), final.to(state.dtype)
+
+
+def causal_conv1d_step(
+    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, reset: Tensor | None, *, silu: bool
+) -> tuple[Tensor, Tensor]:
+    """The same for a sequence of one, (B, D): one product, where a sequence takes one for each weight."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if reset is not None:
+        state = state.masked_fill(reset[:, None, None], 0)
+    inputs = torch.cat([state.to(dtype), x.to(dtype).unsqueeze(1)], 1)
+    y = bias.to(dtype) + (inputs * weight.to(dtype).t()).sum(1)
+    return (F.silu(y) if silu else y).to(x.dtype), inputs[:, 1:].to(state.dtype)
