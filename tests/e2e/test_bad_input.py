@@ -19,6 +19,7 @@ import torch
 
 from tests.e2e import broken_envs
 from worldmodel import cli
+from worldmodel.kernels import dispatch
 from worldmodel.train.checkpoint import Checkpoints
 from worldmodel.train.lock import RunLock
 
@@ -139,6 +140,46 @@ def test_missing_opengl_names_the_packages_and_the_renderer_that_needs_none(
     answer = told(given)
     assert sentence in answer and "--env.render ray" in answer
     assert not (tmp_path / "run").exists()
+
+
+# Cores and kernels that cannot be had
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("quickstart --core transformer --agent.model.core.heads 3", "width must be a multiple of heads=3, got 128"),
+        ("quickstart --core mamba --agent.model.core.headdim 48", "must be a multiple of headdim=48, got 256"),
+        ("quickstart --agent.precision float16", "invalid choice 'float16' for argument '--agent.precision'"),
+        (
+            "quickstart --core transformer --agent.model.core.positions learned --agent.model.core.window 3",
+            "a sequence of 4 steps is longer than the 3 learned positions; take shorter ones (replay.length)",
+        ),
+    ],
+)
+def test_what_a_core_cannot_be_or_see_is_a_sentence(words: str, sentence: str, told: Told, tmp_path: Path) -> None:
+    given = ["train", *words.split(), *TINY, "--train.steps", "40", "--run-dir", str(tmp_path / "run")]
+    assert sentence in told(given)
+
+
+@pytest.mark.parametrize(
+    ("choice", "patch", "sentence"),
+    [
+        ("triton", ("INTERPRETS", False), "got tensors on cpu: Triton needs a CUDA device"),
+        ("triton", ("HAS_TRITON", False), "triton is not installed: pip install 'worldmodel[triton]'"),
+        ("mamba_ssm", ("HAS_MAMBA_SSM", False), "mamba-ssm is not installed: docs/kernels.md says what works"),
+        ("mamba_ssm", ("HAS_MAMBA_SSM", True), "got tensors on cpu: mamba-ssm needs a CUDA device"),
+    ],
+)
+def test_a_kernel_that_cannot_run_here_is_a_sentence(
+    choice: dispatch.Choice, patch: tuple[str, bool], sentence: str, told: Told, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, *patch)
+    given = ["train", "quickstart", "--core", "mamba", *TINY, "--train.steps", "40", "--run-dir", str(tmp_path / "run")]
+    with dispatch.using(choice):
+        assert sentence in told(given)
 
 
 # NaN from an environment

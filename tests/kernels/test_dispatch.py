@@ -50,6 +50,12 @@ def test_triton_on_a_cpu_needs_the_interpreter(monkeypatch: pytest.MonkeyPatch) 
             dispatch.backend("toy", HERE)
 
 
+@pytest.mark.parametrize("choice", ["auto", "reference", "triton"])
+def test_float16_on_a_cpu_is_refused(choice: dispatch.Choice) -> None:
+    with dispatch.using(choice), pytest.raises(UserError, match="toy got float16 tensors on a CPU"):
+        dispatch.backend("toy", HERE.half())
+
+
 def test_missing_triton_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     with dispatch.using("triton"), pytest.raises(UserError, match=r"worldmodel\[triton\]"):
