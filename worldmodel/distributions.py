@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.kernels import dispatch
+from worldmodel.kernels import dispatch, unimix_categorical
 from worldmodel.kernels.twohot_loss import twohot_loss
 from worldmodel.kernels.twohot_loss.reference import cross_entropy
 from worldmodel.kernels.unimix_categorical.reference import index_of, mixed
@@ -35,9 +35,15 @@ class Categorical:
         """Args: logits (..., K), any real scale; unimix in [0, 1)."""
         self.logits, self.unimix = logits.float(), unimix
         self.classes = logits.shape[-1]
-        # (..., K)
-        self.probs = mixed(self.logits, unimix)
+        self._probs: Tensor | None = None
         self._log_probs: Tensor | None = None
+
+    @property
+    def probs(self) -> Tensor:
+        """(..., K) of the mixture, computed once and where they are asked for: a kernel that samples has its own."""
+        if self._probs is None:
+            self._probs = mixed(self.logits, self.unimix)
+        return self._probs
 
     @property
     def log_probs(self) -> Tensor:
@@ -57,6 +63,8 @@ class Categorical:
         """One-hot sample (..., K) with straight-through gradient on the mixed probabilities (not Gumbel)."""
         if noise is None:
             noise = torch.rand(self.logits.shape[:-1], device=self.logits.device)
+        if dispatch.backend("unimix_categorical", self.logits) != "reference":
+            return unimix_categorical.sample(self.logits, noise, unimix=self.unimix).onehot
         return self.straight_through(self.sample_index(noise))
 
     def straight_through(self, index: Tensor) -> Tensor:

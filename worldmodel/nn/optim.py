@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import ranks
+from worldmodel.kernels import dispatch, laprop_agc
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -48,6 +49,7 @@ class LaProp:
         self.mu = torch.zeros_like(self.flat)
         self.count = torch.zeros((), device=first.device)
         self._grads: list[Tensor] = []
+        self._layout = laprop_agc.make_layout([p.numel() for p in self.parameters], first.device)
         # (total,) which tensor a number belongs to
         sizes = torch.tensor([p.numel() for p in self.parameters], device=first.device)
         self._owner = torch.repeat_interleave(sizes, output_size=total)
@@ -84,6 +86,8 @@ class LaProp:
             apply: a compiled :meth:`apply`.
         Returns: {"grad_norm": before clipping, "healthy": () bool}.
         """
+        if dispatch.backend("laprop_agc", self.flat) != "reference":
+            return self._step_by_kernel(healthy)
         norms = _norms(self._grads)
         total = norms.square().sum().sqrt()
         finite = torch.isfinite(total)
@@ -94,6 +98,16 @@ class LaProp:
             factor = 1.0 / (norms / bound).clamp(min=1.0)
         (apply or self.apply)(factor, healthy)
         return {"grad_norm": total, "healthy": healthy}
+
+    def _step_by_kernel(self, healthy: Tensor | None) -> dict[str, Tensor]:
+        """The same by ``kernels.laprop_agc``; slow copies are their owners'."""
+        b1, b2 = self.betas
+        rule = laprop_agc.Rule(lr=self.lr, beta1=b1, beta2=b2, eps=self.eps, clip=self.clip, warmup=self.warmup)
+        asked = torch.ones_like(self.count, dtype=torch.bool) if healthy is None else ranks.all_true(healthy)
+        norm, did = laprop_agc.step(
+            self.flat, self.grad, self.nu, self.mu, self.count, self.flat.new_empty(0), asked, self._layout, rule
+        )
+        return {"grad_norm": norm, "healthy": did}
 
     @torch.no_grad()
     def apply(self, factor: Tensor, healthy: Tensor) -> None:
