@@ -15,8 +15,8 @@ from worldmodel.types import Trajectory
 S = TypeVar("S")
 
 
-def imagine(model: WorldModel[S], policy: Callable[[Tensor], Tensor], state: S, horizon: int) -> Trajectory[S]:
-    """Dream ``horizon`` steps from ``state`` (B, ...), choosing actions by ``policy(features) -> (B, A)``.
+def unroll(model: WorldModel[S], choose: Callable[[S, int], Tensor], state: S, horizon: int) -> Trajectory[S]:
+    """Dream ``horizon`` steps from ``state`` (B, ...), with the actions ``choose(state, t) -> (B, A)``.
 
     A model that ``Forks`` leaves the past of ``state`` where it is, instead of carrying it along from step to step.
 
@@ -25,12 +25,17 @@ def imagine(model: WorldModel[S], policy: Callable[[Tensor], Tensor], state: S, 
     states, actions = [trimmed(model, state)], []
     if isinstance(model, Forks):
         state = model.fork(state, 1)
-    for _ in range(horizon):
-        action = policy(model.features(state))
+    for t in range(horizon):
+        action = choose(state, t)
         state = model.step(state, action)
         states.append(trimmed(model, state))
         actions.append(action)
     return _trajectory(model, states, torch.stack(actions, 1))
+
+
+def imagine(model: WorldModel[S], policy: Callable[[Tensor], Tensor], state: S, horizon: int) -> Trajectory[S]:
+    """:func:`unroll` with actions that a policy chooses by the features alone: ``policy(features) -> (B, A)``."""
+    return unroll(model, lambda now, t: policy(model.features(now)), state, horizon)
 
 
 def follow(model: WorldModel[S], state: S, action: Tensor) -> Trajectory[S]:

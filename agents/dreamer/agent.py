@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel import tree
@@ -19,16 +20,18 @@ from worldmodel.agents.dreamer.losses import (
     imagined_targets,
     reinforce_loss,
     replay_value_loss,
+    selection_kl,
 )
 from worldmodel.agents.values.twohot import TwoHotValueConfig
-from worldmodel.errors import check_range
+from worldmodel.errors import UserError, check_range
 from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn.optim import LaProp, without_gradient
-from worldmodel.protocols import Decodes, Remembers
+from worldmodel.protocols import Decodes, Remembers, Uncertain
 from worldmodel.rng import Stream
 from worldmodel.rollout import follow, imagine, trimmed
 from worldmodel.tree import struct
-from worldmodel.types import ArraySpec, Batch, EnvSpec, Step, Update
+from worldmodel.types import ArraySpec, Batch, EnvSpec, Step, Trajectory, Update
+from worldmodel.uncertainty import doubt
 
 
 @struct
@@ -81,6 +84,15 @@ class DreamerConfig:
     """The state before a sequence of replay: the latents that replay remembers, which are as old as their last update
     (DreamerV3's replay context), or the initial state, and then replay remembers none. A model that changes quickly is
     better off without."""
+    acting: Any = None
+    """How exploring chooses: a sample of the policy (None), or the best of several, by a
+    ``planning.selector.CandidateSelector`` (COPlanner). Evaluation by mode is the plain policy always."""
+    dreaming: Any = None
+    """How dreams choose: by samples of the policy (None), or by a ``planning.selector.DreamSelector``."""
+    extrinsic: float = 1.0
+    """Weight of the task's reward in what the behaviour learns from; the reward head learns in any case."""
+    intrinsic: float = 0.0
+    """Weight of the model's disagreement in it (Plan2Explore)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products and convolutions; "auto": bfloat16 on a GPU, float32 on a CPU. Parameters, norms, softmax, KL,
     two-hot, returns and losses are float32 always."""
@@ -94,6 +106,12 @@ class DreamerConfig:
             raise ValueError(f"windows and window must be at least 1, got {self.windows} and {self.window}")
         if self.horizon <= 1:
             raise ValueError(f"horizon must be more than 1 step, got {self.horizon}")
+
+    @property
+    def weighs_doubt(self) -> bool:
+        """Whether anything asks the model how unsure it is."""
+        asks = self.acting is not None and self.acting.doubts
+        return asks or (self.dreaming is not None and self.dreaming.selector.doubts) or self.intrinsic != 0
 
     def build(self, spec: EnvSpec, *, device: torch.device | str = "cpu", seed: int = 0) -> Dreamer:
         return Dreamer(self, spec, torch.device(device), seed)
@@ -122,6 +140,12 @@ class Dreamer:
         world: Any = self.model
         can_remember = config.context == "replay" and isinstance(world, Remembers)
         self._remembers: Remembers | None = world if can_remember else None
+        self._is_uncertain = isinstance(world, Uncertain)
+        if not self._is_uncertain and config.weighs_doubt:
+            raise UserError(
+                "acting, dreaming or intrinsic gives uncertainty a weight, but this world model has no disagreement; "
+                "give it an ensemble (agent.model.disagreement = DisagreementConfig()), or take weights of 0"
+            )
         self.discount = 1.0 - 1.0 / config.horizon
         self.scales = {
             **self.model.loss_scales,
@@ -177,8 +201,15 @@ class Dreamer:
             one = {key: x.unsqueeze(1) for key, x in obs.items()}
             states = self.model.observe(state, one, prev_action.unsqueeze(1), is_first.unsqueeze(1))
             state = tree.index(states, (slice(None), 0))
-            policy = self.actor(self.model.features(state))
-            return policy.sample() if explore else policy.mode(), state
+            if not explore:
+                return self.actor(self.model.features(state)).mode(), state
+            if self.config.acting is None:
+                return self._sample(self.model.features(state)), state
+            return self.config.acting.select(self.model, self._sample, state, value=self.value.target)[0], state
+
+    def _sample(self, features: Tensor) -> Tensor:
+        """(..., F) -> (..., A) a sample of the policy."""
+        return self.actor(features).sample()
 
     def memory(self, carry: Carry) -> dict[str, Tensor]:
         """(N, ...) the latents of the step just acted on."""
@@ -240,13 +271,16 @@ class Dreamer:
             starts, is_terminal = self._window_ends(batch)
         behaviour, metrics, returns = self._imagination_losses(starts, is_terminal)
         losses |= {name: x.view_as(batch.reward) if every else x for name, x in behaviour.items()}
+        unsure = self._doubt_on_replay(batch, states) if self._is_uncertain else None
+        if unsure is not None:
+            metrics["replay/disagreement"] = unsure[:, 1:].mean()
         # where no dream began in the batch's states, what the critic says of them
         bootstrap = returns.view_as(batch.reward) if every else self._judge(states)
         with self._cast():
             losses["replay_value"] = replay_value_loss(
                 self.value,
                 features=self.model.features(states),
-                reward=batch.reward,
+                reward=self._mix(batch.reward, unsure),
                 is_last=batch.is_last,
                 is_terminal=batch.is_terminal,
                 bootstrap=bootstrap,
@@ -293,14 +327,19 @@ class Dreamer:
         c = self.config
         through = c.actor.gradient == "dynamics"
         with torch.set_grad_enabled(through), self._cast():
-            dream = imagine(self._dreamer, lambda features: self.actor(features).sample(), starts, c.imagination)
+            dream, told = self._dream(starts)
+            unsure = None
+            if c.intrinsic:
+                before = tree.index(dream.states, (slice(None), slice(None, -1)))
+                unsure = doubt(self._dreamer, before, dream.action)
+            reward = self._mix(dream.reward, unsure)
             # (N, H+1, F)
             features = self.model.features(dream.states)
             value = self._critic.target(features)
             # the real start state is alive unless it was terminal
             alive = (~is_terminal).float().unsqueeze(1)
             continues = torch.cat([alive, dream.continues], 1) * self.discount
-            return_, weight = imagined_targets(reward=dream.reward, continues=continues, value=value, lam=c.lam)
+            return_, weight = imagined_targets(reward=reward, continues=continues, value=value, lam=c.lam)
             scale = self.normalizer(return_)
             advantage = (return_ - value[:, :-1]) / scale
         features, weight = features.detach(), weight.detach()
@@ -322,8 +361,35 @@ class Dreamer:
             "return/scale": scale,
             "imagination/reward": dream.reward.detach().mean(),
             "imagination/continues": dream.continues.detach().mean(),
+            **told,
         }
+        if unsure is not None:
+            metrics["imagination/disagreement"] = unsure.detach().mean()
+        if told:
+            metrics["select/kl"] = selection_kl(policy, dream.action, c.dreaming.steps)
+            metrics["select/model_steps"] = torch.full((), c.dreaming.evaluations(c.imagination), device=self.device)
         return losses, metrics, return_[:, 0]
+
+    def _dream(self, starts: Any) -> tuple[Trajectory[Any], dict[str, Tensor]]:
+        """A rollout (N, H) of the policy, selected where that is configured, and what is told of the selection."""
+        selector, horizon = self.config.dreaming, self.config.imagination
+        if selector is None:
+            return imagine(self._dreamer, self._sample, starts, horizon), {}
+        dream, told = selector.imagine(self._dreamer, self._sample, starts, horizon, value=self._critic.target)
+        return dream, {f"select/{name}": x for name, x in told.items()}
+
+    @torch.no_grad()
+    def _doubt_on_replay(self, batch: Batch, states: Any) -> Tensor:
+        """(B, T) how unsure the model was of each step before it came; 0 of the first."""
+        with self._cast():
+            before = tree.index(states, (slice(None), slice(None, -1)))
+            return F.pad(doubt(self.model, before, batch.prev_action[:, 1:]), (1, 0))
+
+    def _mix(self, reward: Tensor, unsure: Tensor | None) -> Tensor:
+        """(B, T) what the behaviour learns from: the task's rewards and the model's disagreement, weighted."""
+        c = self.config
+        reward = reward if c.extrinsic == 1 else c.extrinsic * reward
+        return reward if unsure is None or not c.intrinsic else reward + c.intrinsic * unsure
 
     def _context(self, batch: Batch) -> Any:
         """The state before the batch's first step: what replay remembers of it, or nothing."""

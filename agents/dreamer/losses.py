@@ -37,6 +37,23 @@ def dynamics_loss(policy: BoundedNormal | Categorical, advantage: Tensor, entrop
     return -(advantage + entropy * policy.entropy())
 
 
+@torch.no_grad()
+def selection_kl(policy: BoundedNormal | Categorical, action: Tensor, steps: slice) -> Tensor:
+    """A lower bound () of the mean KL[selected || policy] in nats, over ``steps`` of (N, H): what selection does to the
+    actions that the policy is taught as its own. That of the best of K samples is at most ln K - (K - 1) / K.
+
+    By convexity the KL of averages is at most the average KL: of frequencies for choices, and, for numbers, of the
+    normal with the first two moments that the selected have where the policy's are 0 and 1 (the least KL with these).
+    """
+    if isinstance(policy, Categorical):
+        chosen = action[:, steps].detach().flatten(0, 1).mean(0).clamp(min=1e-8)
+        expected = policy.probs[:, steps].flatten(0, 1).mean(0).clamp(min=1e-8)
+        return (chosen * (chosen.log() - expected.log())).sum()
+    scaled = ((action - policy.mean) / policy.std)[:, steps].flatten(0, 1)
+    mean, var = scaled.mean(0), scaled.var(0, correction=0).clamp(min=1e-8)
+    return 0.5 * (var + mean.square() - 1 - var.log()).sum()
+
+
 def replay_value_loss(
     value: Any, *, features: Tensor, reward: Tensor, is_last: Tensor, is_terminal: Tensor, bootstrap: Tensor,
     discount: float, lam: float,

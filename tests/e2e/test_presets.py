@@ -58,6 +58,11 @@ CASES = [
     "--agent.evaluate.simulations 2",
     *[f"dreamer_plans.vision {NANO} {SHORT} --render ray --version {version} --plan evaluate "
       f"--agent.evaluate.samples 32 --agent.evaluate.elites 8" for version in ("2023", "2024", "main")],
+    f"coplanner {NANO} {SHORT} --render ray",
+    "coplanner --task glide --env.course upwind --select acting",
+    "coplanner --task catch --select dreaming",
+    f"plan2explore {NANO} {SHORT} --render ray",
+    "plan2explore --task glide --core mamba",
     f"atari {NANO} {SHORT} --version 2023",
     f"atari {NANO} {SHORT} --version 2024 --objective barlow",
     f"atari {NANO} {SHORT} --version main",

@@ -44,6 +44,9 @@ class Drift:
     def features(self, state: Place) -> Tensor:
         return state.x
 
+    def disagreement(self, state: Place, action: Tensor) -> Tensor:
+        return 0.1 * state.x.abs().sum(-1) + 0.01 * action.square().sum(-1)
+
 
 class Homing:
     """A policy that goes home, as a distribution without noise."""

@@ -13,6 +13,7 @@ from worldmodel.errors import check_range
 from worldmodel.kernels.unimix_categorical import balanced_kl
 from worldmodel.models.cores.base import Core
 from worldmodel.models.cores.rssm import RSSMConfig
+from worldmodel.models.disagreement import Disagreement
 from worldmodel.models.objectives.reconstruction import ReconstructionConfig
 from worldmodel.nn.blocks import BatchNorm
 from worldmodel.nn.decoders import ConvDecoderConfig
@@ -60,6 +61,9 @@ class LatentModelConfig:
     """Weight of KL[posterior || sg(prior)]."""
     reward_scale: float = 1.0
     continue_scale: float = 1.0
+    disagreement: Any = None
+    """``build(inputs, outputs) -> Disagreement``: an ensemble that says how unsure the model is, with a loss of its own
+    that reaches nothing else (``models/disagreement.py``). None: there is none."""
 
     def __post_init__(self) -> None:
         check_range(self, 1, "units")
@@ -68,7 +72,7 @@ class LatentModelConfig:
             raise ValueError(f"continue_target must be in (0, 1], got {self.continue_target}")
 
     def build(self, spec: EnvSpec) -> LatentWorldModel[Any]:
-        return LatentWorldModel(self, spec)
+        return LatentWorldModel(self, spec) if self.disagreement is None else UncertainLatentModel(self, spec)
 
 
 class LatentWorldModel(nn.Module, Generic[S]):
@@ -99,6 +103,13 @@ class LatentWorldModel(nn.Module, Generic[S]):
             "dyn": config.dyn_scale,
             "rep": config.rep_scale,
         }
+        self.ensemble: Disagreement | None = None
+        if config.disagreement is not None:
+            sizes = {"stoch": self.core.stoch_size, "deter": self.core.deter_size, "token": self.encoder.out_dim}
+            self.ensemble = config.disagreement.build(
+                self.core.feature_dim + spec.action.size, sizes[config.disagreement.target]
+            )
+            self.loss_scales["disagreement"] = config.disagreement.loss_scale
         # batch statistics and dropout belong to learning from sequences, not to acting and dreaming
         self._has_modes = any(isinstance(m, BatchNorm) or (isinstance(m, nn.Dropout) and m.p) for m in self.modules())
         self.eval()
@@ -160,6 +171,10 @@ class LatentWorldModel(nn.Module, Generic[S]):
         target = (~batch.is_terminal).float() * self.config.continue_target
         losses["continue"] = BernoulliHead.loss(self.continues(read), target)
         losses["dyn"], losses["rep"] = self._divergences(out.posterior, out.prior)
+        if self.ensemble is not None:
+            part = self.ensemble.config.target
+            target = tokens if part == "token" else self._read(features, part)
+            losses["disagreement"] = self.ensemble.loss(features, target, batch)
         if self._has_modes:
             self.eval()
         return losses, out.states
@@ -181,6 +196,15 @@ class LatentWorldModel(nn.Module, Generic[S]):
         if part == "both":
             return features
         return features[..., : self.core.deter_size] if part == "deter" else features[..., self.core.deter_size :]
+
+
+class UncertainLatentModel(LatentWorldModel[S]):
+    """One that carries an ensemble, and so has the ability ``Uncertain``."""
+
+    def disagreement(self, state: S, action: Tensor) -> Tensor:
+        """(...) how unsure the model is of what follows, over any leading axes."""
+        assert self.ensemble is not None
+        return self.ensemble(self.core.features(state), action)
 
 
 def free_on_mean(kl: Tensor, free_nats: float) -> Tensor:

@@ -18,6 +18,7 @@ from worldmodel.specs import ActionSpec, ArraySpec, BatchStep, EnvSpec, EnvStep,
 
 TaskName = Literal["catch", "glide", "recall"]
 DistractorName = Literal["none", "moving"]
+CourseName = Literal["open", "upwind"]
 
 VIDEO_SIZE = 128
 """Pictures for videos are enlarged to about this side, pixels."""
@@ -73,11 +74,16 @@ class ToyConfig:
     """Height and width of "image", pixels; a multiple of 16 from 32 to 256. The game is the same at any size."""
     distractor: DistractorName = "none"
     """"moving": coloured blobs drift behind the game."""
+    course: CourseName = "open"
+    """"upwind": in "glide", from the left of the room to the right against the wind, where noise alone never gets; the
+    other games have none."""
     delay: int = 8
     """Empty pictures between the cue of "recall" and the question; the other games have none."""
 
     def __post_init__(self) -> None:
-        for name, known in (("task", get_args(TaskName)), ("distractor", get_args(DistractorName))):
+        for name, known in (
+            ("task", get_args(TaskName)), ("distractor", get_args(DistractorName)), ("course", get_args(CourseName)),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(unknown(name, str(getattr(self, name)), known))
         if self.size % 16 or not 32 <= self.size <= 256:
@@ -90,7 +96,8 @@ class ToyConfig:
         """"toy/catch", "toy/recall8" (with its delay), "toy/glide+distractor"; other sizes than 32 are named too."""
         delay = str(self.delay) if self.task == "recall" else ""
         size = f"/{self.size}px" if self.size != 32 else ""
-        return f"toy/{self.task}{delay}{'+distractor' if self.distractor == 'moving' else ''}{size}"
+        course = "+upwind" if self.task == "glide" and self.course == "upwind" else ""
+        return f"toy/{self.task}{delay}{course}{'+distractor' if self.distractor == 'moving' else ''}{size}"
 
     def build(self, index: int = 0) -> Toy:
         """One game; until it is seeded it draws from stream ``index``."""
@@ -327,5 +334,5 @@ def make_task(config: ToyConfig, num_envs: int) -> Task:
     if config.task == "catch":
         return Catch(num_envs, config.size)
     if config.task == "glide":
-        return Glide(num_envs, config.size)
+        return Glide(num_envs, config.size, upwind=config.course == "upwind")
     return Recall(num_envs, config.size, config.delay)
