@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from worldmodel.agents.dreamer.agent import DreamerConfig
 from worldmodel.config import Run
 from worldmodel.configs.dmc import vision
 from worldmodel.configs.quickstart import quickstart
@@ -31,26 +30,25 @@ def coplanner(
     states, theirs over H + 1. ``select`` leaves out a half, for ablations; "none" is Dreamer with an idle ensemble.
     Small sizes and the games count disagreement in its own standard deviations, and select in a quarter of the dreams.
     """
-    run = toy(task, core) if task in ("glide", "catch") else vision(task, size, core=core, render=render)
-    is_small = task in ("glide", "catch") or size == "nano"
-    agent = uncertain(run.agent, NANO if is_small else DisagreementConfig(scale="raw"))
+    run, is_small = uncertain(task, size, core, render, DisagreementConfig(scale="raw"))
     rates = (0.05, 0.025) if is_small else (1.0, 0.5)
     acting = CandidateSelector(candidates=4, horizon=4, mode="optimistic", rate=rates[0])
     dreaming = DreamSelector(
         selector=replace(acting, mode="conservative", rate=rates[1]), fraction=0.25 if is_small else 1.0
     )
     agent = replace(
-        agent, acting=acting if select in ("both", "acting") else None,
+        run.agent, acting=acting if select in ("both", "acting") else None,
         dreaming=dreaming if select in ("both", "dreaming") else None,
     )
     return replace(run, agent=agent, published="COPlanner (arXiv 2310.07220) has curves, and no table by task")
 
 
-def toy(task: str, core: Core) -> Run:
-    """The quickstart of a game."""
-    return quickstart("glide" if task == "glide" else "catch", core=core)
-
-
-def uncertain(agent: DreamerConfig, ensemble: DisagreementConfig) -> DreamerConfig:
-    """The same Dreamer whose model knows how unsure it is."""
-    return replace(agent, model=replace(agent.model, disagreement=ensemble))
+def uncertain(task: str, size: str, core: Core, render: Any, ensemble: DisagreementConfig) -> tuple[Run, bool]:
+    """The plain run of a task, whose model carries an ensemble; and whether it is small, which then has a small one."""
+    if task == "glide" or task == "catch":
+        run, is_small = quickstart(task, core=core), True
+    else:
+        chosen: Any = size
+        run, is_small = vision(task, chosen, core=core, render=render), size == "nano"
+    model = replace(run.agent.model, disagreement=NANO if is_small else ensemble)
+    return replace(run, agent=replace(run.agent, model=model)), is_small

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from worldmodel.config import Run
-from worldmodel.configs.coplanner import NANO, toy, uncertain
-from worldmodel.configs.dmc import vision
+from worldmodel.configs.coplanner import uncertain
 from worldmodel.configs.sizes import Core, Size
 from worldmodel.models.disagreement import DisagreementConfig
 
@@ -22,11 +21,10 @@ def plan2explore(
 ) -> Run:
     """Explore without rewards, by the model's own disagreement; the reward head learns beside, for a task afterwards.
 
-    Then `worldmodel resume RUN --agent.intrinsic 0 --agent.extrinsic 1 --train.steps MORE` learns the task in dreams of
-    what was explored. The networks are DreamerV3's; disagreement is in units of its running standard deviation, and
+    Then `worldmodel resume RUN --agent.intrinsic 0 --agent.extrinsic 1 --train.min-updates N` learns the task from what
+    was explored, without another decision until there were N updates (zero-shot), and goes on where --train.steps asks
+    for more. The networks are DreamerV3's; disagreement is in units of its running standard deviation, and
     returns are normalised by their percentiles as always. With both weights it is one reward, their sum.
     """
-    run = toy(task, core) if task in ("glide", "catch") else vision(task, size, core=core, render=render)
-    is_small = task in ("glide", "catch") or size == "nano"
-    agent = uncertain(run.agent, NANO if is_small else DisagreementConfig())
-    return replace(run, agent=replace(agent, intrinsic=intrinsic, extrinsic=extrinsic), published="")
+    run, _ = uncertain(task, size, core, render, DisagreementConfig())
+    return replace(run, agent=replace(run.agent, intrinsic=intrinsic, extrinsic=extrinsic), published="")

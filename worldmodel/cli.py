@@ -351,7 +351,8 @@ Measure a part of a run on this machine, on random content. PART is one of
 
 _RESUME = """Go on from the newest checkpoint of a run folder.
 
-Only length, cadence and machine may change: --train.steps, --train.eval-every, --train.threads, --device, ..."""
+Only length, cadence and machine may change: --train.steps, --train.eval-every, --train.threads, --device, ...
+And, after exploring: --agent.intrinsic, --agent.extrinsic, and --train.min-updates to learn before acting goes on."""
 
 
 def _preset(argv: list[str]) -> tuple[str, list[str]]:

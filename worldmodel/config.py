@@ -52,8 +52,10 @@ RESUMABLE = frozenset({
     "train.log_every", "train.log_steps", "train.checkpoint_every", "train.checkpoint_steps",
     "train.keep_checkpoints", "train.max_bad_updates", "train.compile", "train.threads", "train.wandb",
     "replay.memory_budget", "device", "published",
+    "agent.extrinsic", "agent.intrinsic", "train.min_updates",
 })
-"""What a resume may change; everything else decides what is learned, and stays."""
+"""What a resume may change; everything else decides what is learned, and stays. The last line is for a second phase:
+another mixture of rewards, learned from what the first one explored."""
 
 
 CONFIG = "config.json"

@@ -329,6 +329,11 @@ def _mode(run: Run, place: Place | None, device: torch.device) -> Mode:
             f"--train.compile {run.train.compile} does not go together with several processes (WORLD_SIZE="
             f"{place.size}) yet; use --train.compile eager"
         )
+    if run.train.min_updates:
+        raise UserError(
+            f"--train.min-updates {run.train.min_updates} does not go together with several processes (WORLD_SIZE="
+            f"{place.size}) yet; learn from what was explored in one process, then go on with several"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(place.local)
     return "eager"

@@ -38,6 +38,9 @@ class TrainConfig:
     """Newest checkpoints kept."""
     max_bad_updates: int = 20
     """Non-finite updates in a row after which the run stops."""
+    min_updates: int = 0
+    """Updates to have made before acting goes on, from what replay holds: for a resume that is to learn something else
+    of it, with the weights of rewards changed. 0: acting and learning alternate from the beginning."""
     stop_at_return: float | None = None
     """Stop early once an evaluation's mean return (mode of acting) reaches this; None never stops early."""
     compile: Literal["auto", "eager", "compile", "cudagraph", "compile+cudagraph"] = "auto"
@@ -52,4 +55,4 @@ class TrainConfig:
         for name in ("steps", "num_envs", "eval_episodes", "eval_envs", "keep_checkpoints", "max_bad_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        check_range(self, 0, "train_ratio", "log_steps", "checkpoint_steps", "eval_every", "threads")
+        check_range(self, 0, "train_ratio", "log_steps", "checkpoint_steps", "eval_every", "threads", "min_updates")

@@ -87,7 +87,10 @@ class Trainer:
         """Train until the steps are done, the wished-for return is reached, or a signal asks to stop."""
         start = time.monotonic()
         step = self.step if self.step is not None else self.pool.reset(self.seed)
+        self._study()
         reason = "return" if self._owes_evaluation and self._evaluate() else "steps"
+        if self.interrupted.requested is not None:
+            reason = "signal"
         while reason == "steps" and self.env_steps < self.config.steps:
             with self.clock("act"):
                 action, self.carry = self.agent.act(self.carry, step, explore=True)
@@ -123,6 +126,16 @@ class Trainer:
             env_steps=self.env_steps, updates=self.ratio.updates, reason=reason, signal=self.interrupted.requested,
             scores=self.scores, seconds=time.monotonic() - start,
         )
+
+    def _study(self) -> None:
+        """Learn from what replay holds until there were ``min_updates``; an evaluation follows."""
+        if self.ratio.updates >= self.config.min_updates or not self.replay.is_ready:
+            return
+        while self.ratio.updates < self.config.min_updates and self.interrupted.requested is None:
+            self._learn()
+            self.ratio.updates += 1
+        # the same decisions, but another agent than the one that was saved
+        self._saved_at, self._owes_evaluation = -1, True
 
     def _learn(self) -> None:
         with self.clock("sample"):
