@@ -164,6 +164,23 @@ def test_the_glide_expert_scores_what_the_reference_says():
     assert got.min() > 40
 
 
+def test_against_the_wind_random_play_stays_on_the_left_and_the_expert_arrives():
+    toys = ToyConfig(task="glide", course="upwind").build_batch(500)
+    assert toys.spec.name == "toy/glide+upwind"
+    rng, farthest = np.random.default_rng(2), np.zeros(500)
+
+    def play(toys: ToyBatch) -> np.ndarray:
+        np.maximum(farthest, toys.task.state["place"][:, 0], out=farthest)
+        return rng.uniform(-1, 1, (500, 2)).astype(np.float32)
+
+    got = returns(toys, play)
+    assert abs(got.mean() - toys.spec.reference["random"]) < 4.5 * got.std() / np.sqrt(500)
+    assert np.quantile(farthest, 0.98) < 0.21 and (toys.task.state["target"][:, 0] >= 0.8).all()
+    best = returns(ToyConfig(task="glide", course="upwind").build_batch(500), expert)
+    # standard error of 500 episodes: 0.08
+    assert abs(best.mean() - toys.spec.reference["optimum"]) < 0.35 and best.min() > 30
+
+
 @pytest.mark.parametrize("task", ["catch", "glide", "recall"])
 def test_random_play_scores_what_the_reference_says(task):
     toys = ToyConfig(task=task).build_batch(1000)

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.envs.toys.base import DistractorName, TaskName, Toy, ToyConfig
+from worldmodel.envs.toys.base import CourseName, DistractorName, TaskName, Toy, ToyConfig
 
 
 class ToyGym(gymnasium.Env[np.ndarray, Any]):
@@ -23,10 +23,10 @@ class ToyGym(gymnasium.Env[np.ndarray, Any]):
 
     def __init__(
         self, task: TaskName, size: int = 32, distractor: DistractorName = "none", delay: int = 8,
-        render_mode: str | None = None,
+        render_mode: str | None = None, course: CourseName = "open",
     ) -> None:
         """The arguments of :class:`ToyConfig`."""
-        self.toy = Toy(ToyConfig(task=task, size=size, distractor=distractor, delay=delay))
+        self.toy = Toy(ToyConfig(task=task, size=size, distractor=distractor, delay=delay, course=course))
         self.render_mode = render_mode
         action = self.toy.spec.action
         self.observation_space = spaces.Box(0, 255, self.toy.spec.obs["image"].shape, np.uint8)
