@@ -14,7 +14,7 @@ from worldmodel.errors import UserError
 from worldmodel.planning.objectives import WORST, candidates
 from worldmodel.planning.population import Info, blank, demand, pick, told
 from worldmodel.protocols import PlanningObjective, WorldModel
-from worldmodel.rollout import unroll
+from worldmodel.rollout import imagine, unroll
 from worldmodel.tree import struct
 from worldmodel.types import Plan, Trajectory
 from worldmodel.uncertainty import doubt
@@ -203,29 +203,31 @@ class DreamSelector:
     ) -> tuple[Trajectory[S], dict[str, Tensor]]:
         """As ``rollout.imagine``, with actions selected; and the means () of what :meth:`CandidateSelector.select`
         tells. Where nothing is selected the same random numbers are used as there."""
+        features = model.features(state)
+        rows = features.shape[0]
+        count = max(1, round(self.fraction * rows))
+        if count == rows:
+            return self._selected(model, act, state, horizon, value)
+        order = torch.rand(rows, device=features.device).argsort()
+        some, others = (tree.index(state, part) for part in (order[:count], order[count:]))
+        selected, said = self._selected(model, act, some, horizon, value)
+        both = tree.cat([selected, imagine(model, act, others, horizon)])
+        return tree.index(both, order.argsort()), said
+
+    def _selected(
+        self, model: WorldModel[S], act: Act, state: S, horizon: int, value: Value | None
+    ) -> tuple[Trajectory[S], dict[str, Tensor]]:
+        """Dreams in all of which is selected."""
         said: list[Info] = []
-        selected = range(horizon)[self.steps]
-        rows = self._rows(model.features(state))
+        steps = range(horizon)[self.steps]
 
         def choose(now: S, t: int) -> Tensor:
-            if t not in selected:
+            if t not in steps:
                 return act(model.features(now))
-            if rows is None:
-                action, about = self.selector.select(model, act, now, value=value)
-            else:
-                plain = act(model.features(now))
-                some, about = self.selector.select(model, act, tree.index(now, rows), value=value)
-                action = plain.index_copy(0, rows, some.to(plain.dtype))
+            action, about = self.selector.select(model, act, now, value=value)
             said.append(about)
             return action
 
         dream = unroll(model, choose, state, horizon)
         names = said[0] if said else {}
         return dream, {name: torch.stack([about[name].mean() for about in said]).mean() for name in names}
-
-    def _rows(self, like: Tensor) -> Tensor | None:
-        """(n,) the dreams in which is selected; None for all of them."""
-        if self.fraction == 1.0:
-            return None
-        count = max(1, round(self.fraction * like.shape[0]))
-        return torch.rand(like.shape[0], device=like.device).topk(count).indices
