@@ -98,7 +98,7 @@ class DreamerConfig:
     two-hot, returns and losses are float32 always."""
 
     def __post_init__(self) -> None:
-        check_range(self, 0, "lr", "warmup", "clip")
+        check_range(self, 0, "lr", "warmup", "clip", "extrinsic", "intrinsic")
         check_range(self, 0, "lam", "return_rate", high=1)
         if self.imagination < 1:
             raise ValueError(f"imagination must be at least 1 step, got {self.imagination}")

@@ -58,5 +58,5 @@ def test_what_else_decides_the_run_stays(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"agent\.lr") as refused:
         runs.resume(folder, change=change, live=False)
     assert "intrinsic" not in str(refused.value)
-    with pytest.raises(ValueError, match="min_updates must not be negative"):
+    with pytest.raises(ValueError, match="min_updates must be at least 0"):
         TrainConfig(min_updates=-1)

@@ -148,7 +148,7 @@ def test_it_is_a_planner_of_both_kinds_of_actions() -> None:
     (CandidateSelector, {"doubt_discount": 1.5}, "doubt_discount must be in"),
     (DreamSelector, {"every": 0}, "every must be at least 1"),
     (DreamSelector, {"fraction": 0.0}, "fraction must be in"),
-    (DreamSelector, {"spared": -1}, "spared must not be negative"),
+    (DreamSelector, {"spared": -1}, "spared must be at least 0"),
 ])
 def test_numbers_that_mean_nothing_are_refused(kind: Any, change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

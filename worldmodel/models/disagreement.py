@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel import ranks
+from worldmodel.errors import check_range
 from worldmodel.nn.ensemble import EnsembleMLP
 from worldmodel.types import Batch
 
@@ -44,6 +45,8 @@ class DisagreementConfig:
     def __post_init__(self) -> None:
         if self.members < 2:
             raise ValueError(f"it takes at least 2 members to disagree, got {self.members}")
+        check_range(self, 1, "units")
+        check_range(self, 0, "layers", "loss_scale")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate must be in (0, 1], got {self.rate}")
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from worldmodel import tree
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, check_range
 from worldmodel.planning.objectives import WORST, candidates
-from worldmodel.planning.population import Info, blank, demand, pick, told
+from worldmodel.planning.population import Info, blank, pick, told
 from worldmodel.protocols import PlanningObjective, WorldModel
 from worldmodel.rollout import imagine, unroll
 from worldmodel.tree import struct
@@ -71,12 +71,11 @@ class CandidateSelector:
     """Whether the value of the last state counts (the authors: no)."""
 
     def __post_init__(self) -> None:
-        demand(candidates=self.candidates, horizon=self.horizon)
+        check_range(self, 1, "candidates", "horizon")
         if self.rate < 0:
             raise ValueError(f"rate must not be negative, got {self.rate}; the mode gives the sign")
-        for name in ("reward_discount", "doubt_discount"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        check_range(self, 0, "rate")
+        check_range(self, 0, "reward_discount", "doubt_discount", high=1)
 
     @property
     def doubts(self) -> bool:
@@ -183,9 +182,8 @@ class DreamSelector:
     """Share of the dreams, drawn anew each time, in which anything is selected."""
 
     def __post_init__(self) -> None:
-        demand(every=self.every)
-        if self.spared < 0:
-            raise ValueError(f"spared must not be negative, got {self.spared}")
+        check_range(self, 1, "every")
+        check_range(self, 0, "spared")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
 
