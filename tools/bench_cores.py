@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import platform
 import resource
@@ -26,6 +27,7 @@ import torch
 from worldmodel.check.samples import make_batch
 from worldmodel.configs.sizes import NANO_CORES, dreamer
 from worldmodel.train.manifest import provenance
+from worldmodel.train.memory import keep_freed_memory
 from worldmodel.types import ActionSpec, ArraySpec, EnvSpec
 
 SPEC = EnvSpec(
@@ -34,9 +36,24 @@ SPEC = EnvSpec(
 LENGTHS = (64, 256, 1024)
 
 
+WIDTHS = {"mamba": "d_model", "transformer": "width"}
+"""What decides how many parameters a core has."""
+
+
+@functools.cache
 def cores() -> dict[str, Any]:
-    """Every nano core, and a Mamba core with about the RSSM's parameters."""
-    return {**NANO_CORES, "mamba, narrow": dataclasses.replace(NANO_CORES["mamba"], d_model=96)}
+    """Every nano core, and those of :data:`WIDTHS` as wide as makes their parameters most nearly those of the RSSM."""
+    found: dict[str, Any] = dict(NANO_CORES)
+    goal = parameters(NANO_CORES["rssm"])
+    for name, field in WIDTHS.items():
+        narrow = [dataclasses.replace(NANO_CORES[name], **{field: width}) for width in range(32, 161, 16)]
+        found[f"{name}, of the RSSM's size"] = min(narrow, key=lambda core: abs(parameters(core) - goal))
+    return found
+
+
+def parameters(core: Any) -> int:
+    """Of a core in the nano world model."""
+    return sum(p.numel() for p in core.build(SPEC.action.size, 128).parameters())
 
 
 def config(core: str) -> Any:
@@ -46,7 +63,8 @@ def config(core: str) -> Any:
 
 
 def updates(blocks: int, calls: int) -> dict[str, dict[str, float]]:
-    """CPU milliseconds of an update: median, least and most over the blocks."""
+    """CPU milliseconds of an update, as a run makes it: median, least and most over the blocks, and over the RSSM's."""
+    keep_freed_memory()
     agents = {name: config(name).build(SPEC) for name in cores()}
     batch = make_batch(SPEC, 16, 16, firsts=((1, 4), (5, 9)))
     took: dict[str, list[float]] = {name: [] for name in agents}
@@ -57,10 +75,12 @@ def updates(blocks: int, calls: int) -> dict[str, dict[str, float]]:
                 agent.learn(batch)
             if block:  # the first warms up
                 took[name].append(1000 * (time.process_time() - start) / calls)
+    base = statistics.median(took["rssm"])
     return {
         name: {
             "parameters_of_core": sum(p.numel() for p in agents[name].model.core.parameters()),
             "median_ms": round(statistics.median(ms), 1), "least_ms": round(min(ms), 1), "most_ms": round(max(ms), 1),
+            "over_rssm": round(statistics.median(ms) / base, 2),
         }
         for name, ms in took.items()
     }
