@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from worldmodel.kernels import dispatch, unimix_categorical
 from worldmodel.kernels.twohot_loss import twohot_loss
 from worldmodel.kernels.twohot_loss.reference import cross_entropy
 from worldmodel.kernels.unimix_categorical.reference import index_of, mixed
+
+Space = Literal["symlog", "symexp"]
+"""How a scalar becomes a two-hot code: by bins even in symlog space, or at the values that these stand for."""
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -155,3 +159,75 @@ class TwoHot:
         if dispatch.backend("twohot_loss", self.logits) == "reference":
             return cross_entropy(self.log_probs, self.bins, target)
         return twohot_loss(self.logits, self.bins, target)
+
+
+class SymlogTwoHot:
+    """A scalar as a categorical over evenly spaced bins in symlog space (TD-MPC2).
+
+    Its mean is taken in that space: symexp(sum p b), the mean of logarithms and not of values, which is low where the
+    prediction is spread: {0, 100} with equal probability give 9.05. :class:`TwoHot` over symexp bins gives 50.
+    """
+
+    def __init__(self, logits: Tensor, bins: Tensor) -> None:
+        """Args: logits (..., K); bins (K,) ascending, in symlog space."""
+        self.code, self.bins = TwoHot(logits, bins), bins
+
+    def mean(self) -> Tensor:
+        """(...)"""
+        # a sum and not a product of matrices, which autocast would take in bfloat16
+        return symexp((torch.softmax(self.code.logits, -1) * self.bins).sum(-1))
+
+    def loss(self, target: Tensor) -> Tensor:
+        """(...) cross-entropy to the two-hot code of symlog(target), clamped to the bins; no gradient to ``target``."""
+        return self.code.loss(symlog(target))
+
+
+def spaced_bins(count: int, limit: float, space: Space) -> Tensor:
+    """(count,) evenly spaced in [-limit, limit], for "symexp" by value."""
+    bins = torch.linspace(-limit, limit, count)
+    return bins if space == "symlog" else symexp(bins)
+
+
+def scalar(logits: Tensor, bins: Tensor, space: Space) -> TwoHot | SymlogTwoHot:
+    """Logits (..., K) over :func:`spaced_bins` as the scalar (...) that they stand for."""
+    return SymlogTwoHot(logits, bins) if space == "symlog" else TwoHot(logits, bins)
+
+
+class SquashedNormal:
+    """tanh(u), u ~ Normal(mean, exp(log_std)); independent over the last axis (Haarnoja et al. 2018)."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        """Args: mean, log_std (..., A), of u."""
+        self.mean, self.log_std = mean.float(), log_std.float()
+
+    def sample(self) -> Tensor:
+        """(..., A) in [-1, 1], reparameterised."""
+        return torch.tanh(self.draw()[0])
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """u (..., A), what the action was before the tanh, reparameterised, and log N(u) (...)."""
+        noise = torch.randn_like(self.mean)
+        # by the noise and not by (u - mean) / std, in which a small std leaves nothing of the digits
+        return self.mean + self.log_std.exp() * noise, self._density(noise)
+
+    def mode(self) -> Tensor:
+        """(..., A) tanh(mean): the median, and not the mode of the squashed density."""
+        return torch.tanh(self.mean)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """(...) of actions (..., A), which are taken a hair inside of the bounds."""
+        u = torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6))
+        return self._density((u - self.mean) * torch.exp(-self.log_std)) - log_slope(u)
+
+    def entropy(self) -> Tensor:
+        """(...) in nats, an estimate from one sample, with gradient: there is no closed form."""
+        u, before = self.draw()
+        return log_slope(u) - before
+
+    def _density(self, noise: Tensor) -> Tensor:
+        return (-0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def log_slope(u: Tensor) -> Tensor:
+    """log |d tanh(u) / du| (...) summed over A, exact at any u: 2 (log 2 - u - softplus(-2 u))."""
+    return (2 * (math.log(2) - u - F.softplus(-2 * u))).sum(-1)

@@ -48,6 +48,11 @@ CASES = [
     f"atari100k {NANO} {SHORT} --version 2024",
     f"atari100k {NANO} {SHORT} --version main --objective barlow --task pong",
     f"atari100k {NANO} {SHORT} --core mamba",
+    f"tdmpc2 {NANO} {SHORT} --task cartpole_balance --train.first-updates 2",
+    f"tdmpc2 {NANO} {SHORT} --task cup_catch --mode parity --train.first-updates 1",
+    f"tdmpc2 {NANO} --task catch --train.first-updates 0",
+    f"tdmpc2 {NANO} --task glide --mode parity --train.first-updates 0",
+    f"tdmpc2 {NANO} --task CartPole-v1 --actions discrete --train.first-updates 0",
     f"storm {NANO} {SHORT} --replay.windows 3 --replay.window 2",
     f"drama {NANO} {SHORT} --replay.windows 3 --replay.window 2",
     "dreamer_plans.toys --agent.collect.simulations 2 --agent.evaluate.simulations 2",
@@ -93,7 +98,8 @@ def lived(run: Run, run_dir: Path) -> None:
     assert all(len(scores.returns) == 1 for scores in summary.scores.values())
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = {name: x for row in rows for name, x in row.items() if name.startswith("loss/")}
-    assert {"loss/total", "loss/policy", "loss/value", "loss/dyn"} <= losses.keys()
+    assert {"loss/total", "loss/policy", "loss/value"} <= losses.keys()
+    assert {"loss/dyn", "loss/consistency"} & losses.keys()
     assert all(math.isfinite(x) for x in losses.values())
     assert max(row.get("update/skipped", 0) for row in rows) == 0
     loaded = runs.load(run_dir, device="cpu")

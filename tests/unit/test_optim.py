@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import nn
 
 from worldmodel.nn.blocks import BlockLinear, Linear
-from worldmodel.nn.optim import LaProp
+from worldmodel.nn.optim import Adam, LaProp
 
 
 def reference_step(p, g, state, *, lr, clip, warmup):
@@ -107,3 +108,50 @@ def test_initial_weights_have_variance_one_over_fan_in_and_are_cut_at_two_sigma(
     # a block-linear layer counts its total input width, not one block's
     blocks = BlockLinear(512, 1024, 8).weight.detach()
     assert math.isclose(blocks.std().item(), 1 / math.sqrt(512), rel_tol=0.02)
+
+
+def test_adam_in_groups_equals_torchs_and_a_non_finite_gradient_changes_nothing():
+    torch.manual_seed(0)
+    ours = nn.ModuleList([nn.Linear(5, 7), nn.Linear(7, 3)])
+    theirs = copy.deepcopy(ours)
+    optimizer = Adam([(ours[0].parameters(), 1e-2), (ours[1].parameters(), 3e-2)], clip=0.05, eps=1e-5, decay=0.1)
+    reference = torch.optim.Adam(
+        [{"params": theirs[0].parameters(), "lr": 1e-2}, {"params": theirs[1].parameters(), "lr": 3e-2}],
+        eps=1e-5, weight_decay=0.1,
+    )
+    for i in range(8):
+        x = torch.randn(4, 5)
+        optimizer.backward(ours[1](ours[0](x).relu()).square().mean())
+        if i in (3, 5):
+            if i == 3:
+                optimizer.grad[9] = math.nan
+            before = [x.clone() for x in (optimizer.flat, *optimizer.state_dict().values())]
+            told = optimizer.step(None if i == 3 else torch.tensor(False))
+            assert not told["healthy"]
+            after = (optimizer.flat, *optimizer.state_dict().values())
+            assert all(torch.equal(p, q) for p, q in zip(before, after))
+            continue
+        told = optimizer.step()
+        reference.zero_grad()
+        theirs[1](theirs[0](x).relu()).square().mean().backward()
+        norm = nn.utils.clip_grad_norm_(theirs.parameters(), 0.05)
+        reference.step()
+        assert told["healthy"] and norm > 0.05
+        torch.testing.assert_close(told["grad_norm"], norm)
+        for p, q in zip(ours.parameters(), theirs.parameters()):
+            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_adam_goes_on_from_its_state():
+    torch.manual_seed(0)
+    one = nn.Linear(3, 2)
+    first = Adam([(one.parameters(), 0.1)])
+    first.backward(one(torch.ones(1, 3)).square().sum())
+    first.step()
+    other = copy.deepcopy(one)
+    second = Adam([(other.parameters(), 0.1)])
+    second.load_state_dict(first.state_dict())
+    for net, optimizer in ((one, first), (other, second)):
+        optimizer.backward(net(torch.ones(1, 3)).square().sum())
+        optimizer.step()
+    assert torch.equal(first.flat, second.flat)

@@ -325,6 +325,14 @@ def test_the_train_ratio_goes_on_where_it_was_and_makes_up_for_nothing() -> None
     assert resumed.state() == whole.state()
 
 
+def test_first_updates_are_made_once_when_replay_is_ready_and_not_again_after_a_resume() -> None:
+    ratio = TrainRatio(50.0, 1024, first=7)
+    assert [ratio.due(3, ready=False), ratio.due(3, ready=True), ratio.due(3, ready=True)] == [0, 7, 0]
+    resumed = TrainRatio(50.0, 1024, first=7)
+    resumed.load(ratio.state())
+    assert resumed.due(3, ready=True) == 0 and resumed.updates == 7
+
+
 def test_updates_follow_decisions_and_not_frames(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     words = (

@@ -26,6 +26,19 @@ def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std).mul_(scale)
 
 
+def mish(x: Tensor) -> Tensor:
+    """x tanh(softplus(x)) (Misra 2020).
+
+    On a CPU, torch's is scalar code. With n = e^x (e^x + 2) it is x n / (n + 2), one exponential and products, which
+    takes a quarter to a half of the time where no gradient is wanted.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.mish(x)
+    power = x.clamp(max=20.0).exp_()
+    power.mul_(power + 2)
+    return power.div_(power + 2).mul_(x)
+
+
 class Linear(nn.Linear):
     """A linear layer with the family's initialisation. ``scale`` multiplies the initial weights (0 for value heads)."""
 

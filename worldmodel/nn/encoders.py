@@ -193,18 +193,21 @@ class Encoder(nn.Module):
     """All observation keys to one token: vectors (symlog, one-hot) through an MLP, images through ``image_net``."""
 
     def __init__(
-        self, obs: dict[str, ArraySpec], image_net: Callable[[tuple[int, int, int]], Any], units: int, layers: int
+        self, obs: dict[str, ArraySpec], image_net: Callable[[tuple[int, int, int]], Any], units: int, layers: int,
+        *, vector_net: Callable[[int, int, int], Any] = MLP, squash: bool = True,
     ) -> None:
+        """Args: vector_net: of (inputs, units, layers), with ``out_dim``. squash: vectors enter by their symlog."""
         super().__init__()
+        self.squash = squash
         self.specs = dict(sorted(obs.items()))
         self.image_keys = [k for k, s in self.specs.items() if s.is_image]
         self.vector_keys = [k for k, s in self.specs.items() if not s.is_image]
         self.out_dim = 0
-        self.mlp: MLP | None = None
+        self.mlp: nn.Module | None = None
         self.image: nn.Module | None = None
         if self.vector_keys:
-            self.mlp = MLP(sum(vector_width(self.specs[k]) for k in self.vector_keys), units, layers)
-            self.out_dim += self.mlp.out_dim
+            self.mlp = vector_net(sum(vector_width(self.specs[k]) for k in self.vector_keys), units, layers)
+            self.out_dim += self.mlp.out_dim  # type: ignore[operator, union-attr]
         if self.image_keys:
             shapes = [self.specs[k].shape for k in self.image_keys]
             if len({s[:2] for s in shapes}) > 1:
@@ -233,4 +236,5 @@ class Encoder(nn.Module):
             return hot.reshape(*x.shape[:lead], -1)
         x = x.float().reshape(*x.shape[:lead], -1)
         # a missing value is -inf: zero
-        return symlog(torch.where(x == -torch.inf, 0.0, x))
+        x = torch.where(x == -torch.inf, 0.0, x)
+        return symlog(x) if self.squash else x

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.nn.blocks import init_weight
+from worldmodel.nn.blocks import init_weight, mish
 
 Init = Callable[[Tensor, int], None]
 """Fills one member's weight (in, out) in place, given its fan-in."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mish": F.mish, "silu": F.silu, "elu": F.elu, "relu": F.relu, "tanh": torch.tanh,
+    "mish": mish, "silu": F.silu, "elu": F.elu, "relu": F.relu, "tanh": torch.tanh,
 }
 
 
@@ -92,13 +92,14 @@ class EnsembleMLP(nn.Module):
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         widths = (inputs, *units, outputs)
         self.members, self.dropout = members, dropout
-        self.layers = nn.ModuleList(EnsembleLinear(members, a, b, init=init) for a, b in itertools.pairwise(widths))
+        layers = [EnsembleLinear(members, a, b, init=init) for a, b in itertools.pairwise(widths)]
+        self.layers = nn.ModuleList(layers)
         self.norms: nn.ModuleList | None = None
         if norm != "none":
             self.norms = nn.ModuleList(EnsembleNorm(members, u, norm) for u in units)
         self.activation = ACTIVATIONS[activation]
         with torch.no_grad():
-            self.layers[-1].weight.mul_(out_scale)
+            layers[-1].weight.mul_(out_scale)
 
     def forward(self, x: Tensor, members: Tensor | None = None, *, drop: bool = False) -> Tensor:
         """(..., in) -> (E, ..., out): all members see the same.

@@ -1,9 +1,9 @@
-"""LaProp with adaptive gradient clipping over one flat buffer."""
+"""Optimisers over one flat buffer: LaProp with adaptive gradient clipping, Adam with a bound on the whole gradient."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -15,11 +15,46 @@ from worldmodel.kernels import dispatch, laprop_agc
 M = TypeVar("M", bound=nn.Module)
 
 
-class LaProp:
+class Flat:
+    """Parameters and their gradients as views of two flat buffers, so that every step is a handful of operations
+    whatever the number of tensors."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], name: str) -> None:
+        """Args: name of the optimiser, for an error."""
+        self.parameters = [p for p in parameters if p.requires_grad]
+        if not self.parameters:
+            raise ValueError(f"{name} got no parameters that require gradients")
+        total = sum(p.numel() for p in self.parameters)
+        self.flat = torch.empty(total, device=self.parameters[0].device, dtype=torch.float32)
+        self.grad = torch.zeros_like(self.flat)
+        self._grads: list[Tensor] = []
+        at = 0
+        with torch.no_grad():
+            for p in self.parameters:
+                view = self.flat[at : at + p.numel()].view_as(p)
+                view.copy_(p)
+                p.data = view
+                p.grad = self.grad[at : at + p.numel()].view_as(p)
+                self._grads.append(p.grad)
+                at += p.numel()
+
+    def zero_grad(self) -> None:
+        """Clear the flat gradient; the views stay."""
+        self.grad.zero_()
+
+    def backward(self, loss: Tensor) -> None:
+        """Write the gradient of ``loss`` over the flat one; zero where the loss does not reach. Unlike
+        ``loss.backward()`` it adds to nothing, so there is nothing to clear before, and it goes no further than these
+        parameters. Where processes share a batch, it is the mean of theirs."""
+        grads = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        torch.cat([g.reshape(-1) for g in grads], out=self.grad)
+        ranks.average_(self.grad)
+
+
+class LaProp(Flat):
     """AGC -> RMS scaling -> momentum -> learning rate (Ziyin et al. 2020; Brock et al. 2021; DreamerV3, "Optimizer").
 
-    Parameters and gradients become views of two flat buffers, so every step is a handful of operations whatever the
-    number of tensors. A non-finite gradient changes nothing: not the parameters, not the moments, not the step count.
+    A non-finite gradient changes nothing: not the parameters, not the moments, not the step count.
 
     Per tensor:  g <- g / max(1, |g| / (clip max(1e-3, |p|)))
     nu <- b2 nu + (1 - b2) g^2;  g <- g / (sqrt(nu / (1 - b2^t)) + eps)
@@ -37,43 +72,15 @@ class LaProp:
         warmup: int = 1000,
     ) -> None:
         """Args: lr; betas; eps; clip (AGC, 0 for none); warmup in steps: linear, 0 in the first step."""
-        self.parameters = [p for p in parameters if p.requires_grad]
-        if not self.parameters:
-            raise ValueError("LaProp got no parameters that require gradients")
-        first = self.parameters[0]
+        super().__init__(parameters, "LaProp")
         self.lr, self.betas, self.eps, self.clip, self.warmup = lr, betas, eps, clip, warmup
-        total = sum(p.numel() for p in self.parameters)
-        self.flat = torch.empty(total, device=first.device, dtype=torch.float32)
-        self.grad = torch.zeros_like(self.flat)
         self.nu = torch.zeros_like(self.flat)
         self.mu = torch.zeros_like(self.flat)
-        self.count = torch.zeros((), device=first.device)
-        self._grads: list[Tensor] = []
-        self._layout = laprop_agc.make_layout([p.numel() for p in self.parameters], first.device)
+        self.count = torch.zeros((), device=self.flat.device)
+        self._layout = laprop_agc.make_layout([p.numel() for p in self.parameters], self.flat.device)
         # (total,) which tensor a number belongs to
-        sizes = torch.tensor([p.numel() for p in self.parameters], device=first.device)
-        self._owner = torch.repeat_interleave(sizes, output_size=total)
-        at = 0
-        with torch.no_grad():
-            for p in self.parameters:
-                view = self.flat[at : at + p.numel()].view_as(p)
-                view.copy_(p)
-                p.data = view
-                p.grad = self.grad[at : at + p.numel()].view_as(p)
-                self._grads.append(p.grad)
-                at += p.numel()
-
-    def zero_grad(self) -> None:
-        """Clear the flat gradient; the views stay."""
-        self.grad.zero_()
-
-    def backward(self, loss: Tensor) -> None:
-        """Write the gradient of ``loss`` over the flat one; zero where the loss does not reach. Unlike
-        ``loss.backward()`` it adds to nothing, so there is nothing to clear before. Where processes share a batch, it
-        is the mean of theirs."""
-        grads = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
-        torch.cat([g.reshape(-1) for g in grads], out=self.grad)
-        ranks.average_(self.grad)
+        sizes = torch.tensor([p.numel() for p in self.parameters], device=self.flat.device)
+        self._owner = torch.repeat_interleave(sizes, output_size=self.flat.numel())
 
     @torch.no_grad()
     def step(
@@ -123,6 +130,61 @@ class LaProp:
         self.mu.lerp_(scaled, (1 - b1) * ok)
         warm = ((count - 1) / self.warmup).clamp(max=1.0) if self.warmup else 1.0
         self.flat.addcmul_(self.mu, -self.lr * warm * ok / (1 - b1**count))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Moments and step count."""
+        return {"nu": self.nu, "mu": self.mu, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy into the existing buffers; shapes must match."""
+        for name, mine in self.state_dict().items():
+            mine.copy_(state[name])
+
+
+class Adam(Flat):
+    """Adam (Kingma and Ba 2015), with a bound on the norm of the whole gradient and a learning rate for each group.
+
+    g <- g min(1, clip / (|g| + 1e-6)), then torch's own fused Adam, one pass for each group, which leaves a compiler
+    nothing to gain. A non-finite gradient changes nothing.
+    """
+
+    def __init__(
+        self, groups: Sequence[tuple[Iterable[nn.Parameter], float]], *, betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8, clip: float = 0.0, decay: float = 0.0,
+    ) -> None:
+        """Args: groups: parameters and their learning rate. clip: 0 for none. decay: of weights, added to gradients."""
+        taken = [([p for p in parameters if p.requires_grad], lr) for parameters, lr in groups]
+        super().__init__([p for parameters, _ in taken for p in parameters], "Adam")
+        self.betas, self.eps, self.clip, self.decay = betas, eps, clip, decay
+        self.nu = torch.zeros_like(self.flat)
+        self.mu = torch.zeros_like(self.flat)
+        self._cuts: list[tuple[slice, float]] = []
+        """Stretches of the flat buffers and their learning rates."""
+        at = 0
+        for parameters, lr in taken:
+            to = at + sum(p.numel() for p in parameters)
+            if to > at:
+                self._cuts.append((slice(at, to), lr))
+            at = to
+        self.count = torch.zeros((), device=self.flat.device)
+
+    @torch.no_grad()
+    def step(self, healthy: Tensor | None = None) -> dict[str, Tensor]:
+        """Apply the gradients, unless () ``healthy`` is False; result as :meth:`LaProp.step`."""
+        norm = self.grad.norm()
+        finite = torch.isfinite(norm)
+        healthy = finite if healthy is None else finite & ranks.all_true(healthy)
+        factor = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else torch.ones_like(norm)
+        self.grad.mul_(factor)
+        self.count.add_(healthy.float())
+        count = self.count.clamp(min=1.0)
+        for cut, lr in self._cuts:
+            torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
+                [self.flat[cut]], [self.grad[cut]], [self.mu[cut]], [self.nu[cut]], [], [count],
+                lr=lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=self.decay, eps=self.eps, amsgrad=False,
+                maximize=False, found_inf=(~healthy).float(),
+            )
+        return {"grad_norm": norm, "healthy": healthy}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments and step count."""

@@ -23,18 +23,27 @@ class CategoricalCEM:
 
     horizon: int = 12
     samples: int = 400
+    """Candidates an iteration, those of the policy included."""
+    policy_samples: int = 0
+    """Sequences sampled from the policy, once, that stay in every iteration's population."""
     elites: int = 40
     iterations: int = 5
     momentum: float = 0.1
     """Share of the old probabilities that a refit keeps, in [0, 1)."""
     floor: float = 0.02
     """Share of the uniform distribution in every refit, so that no action is lost for good."""
-    select: Literal["mean", "best"] = "mean"
-    """What is executed: the most probable action, or that of the best sample of the last iteration."""
+    select: Literal["mean", "best", "sample"] = "mean"
+    """What is executed: the most probable action, that of the best sample of the last iteration, or, while data is
+    collected, one drawn from the probabilities."""
 
     def __post_init__(self) -> None:
         demand(horizon=self.horizon, samples=self.samples, elites=self.elites, iterations=self.iterations)
         fits(elites=self.elites, samples=self.samples)
+        if not 0 <= self.policy_samples <= self.samples:
+            raise ValueError(
+                f"policy_samples are part of samples, so they must be from 0 to {self.samples}, got "
+                f"{self.policy_samples}"
+            )
 
     def initial(self, batch_size: int, action_size: int) -> Plan:
         return blank(batch_size, self.horizon, action_size)
@@ -43,18 +52,24 @@ class CategoricalCEM:
         """Refit ``iterations`` times."""
         require(objective, "discrete", self)
         b, a = plan.action.shape
-        gumbel = noise.gumbel(b, self.iterations, self.samples, self.horizon, a, like=plan.mean)
+        drawn = self.samples - self.policy_samples
+        gumbel = noise.gumbel(b, self.iterations, drawn, self.horizon, a, like=plan.mean)
+        last = noise.gumbel(b, a, like=plan.mean)
+        proposed = gumbel[:, 0, :0]
+        if self.policy_samples:
+            proposed = objective.propose(state, self.policy_samples, self.horizon)
         uniform = torch.full_like(plan.mean, 1 / a)
         moved = torch.cat([plan.mean[:, 1:], uniform[:, :1]], 1)
         probs = torch.where(first[:, None, None], uniform, moved)
         score, elite = probs[:, :, 0], probs.unsqueeze(1)
         for i in range(self.iterations):
             index = (probs.clamp(min=1e-20).log().unsqueeze(1) + gumbel[:, i]).argmax(-1)
-            population = F.one_hot(index, a).float()
+            population = torch.cat([proposed, F.one_hot(index, a).float()], 1)
             score = objective.score(state, population)
             elite = best(population, score, self.elites)[0]
             probs = torch.lerp(elite.mean(1), probs, self.momentum)
             probs = torch.lerp(probs, uniform, self.floor)
-        chosen = F.one_hot(probs[:, 0].argmax(-1), a).float() if self.select == "mean" else elite[:, 0, 0]
+        logits = probs[:, 0].log() + last if self.select == "sample" else probs[:, 0]
+        chosen = elite[:, 0, 0] if self.select == "best" else F.one_hot(logits.argmax(-1), a).float()
         plan = Plan(action=chosen, mean=probs, std=(probs * (1 - probs)).sqrt(), kept=plan.kept)
-        return plan, told(score, self.iterations * self.samples * self.horizon)
+        return plan, told(score, (self.policy_samples + self.iterations * self.samples) * self.horizon)

@@ -20,6 +20,8 @@ class TrainConfig:
     """How they are stepped; "auto" measures one environment's step time and decides."""
     train_ratio: float = 512.0
     """Replayed steps per decision; updates per decision = train_ratio / (batch_size x length)."""
+    first_updates: int = 0
+    """Updates made at once when replay is first ready, besides those of train_ratio."""
     eval_every: int = 10_000
     """Decisions between evaluations; 0 for only one at the end."""
     eval_episodes: int = 10
@@ -55,4 +57,5 @@ class TrainConfig:
         for name in ("steps", "num_envs", "eval_episodes", "eval_envs", "keep_checkpoints", "max_bad_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        check_range(self, 0, "train_ratio", "log_steps", "checkpoint_steps", "eval_every", "threads", "min_updates")
+        check_range(self, 0, "train_ratio", "first_updates", "log_steps", "checkpoint_steps", "eval_every", "threads")
+        check_range(self, 0, "min_updates")

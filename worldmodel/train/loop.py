@@ -67,7 +67,7 @@ class Trainer:
         self.crew = crew
         self.agent, self.pool, self.replay, self.evaluator, self.out = agent, pool, replay, evaluator, output
         self.config, self.seed, self.interrupted = config, seed, interrupted
-        self.ratio = TrainRatio(config.train_ratio, batch_steps)
+        self.ratio = TrainRatio(config.train_ratio, batch_steps, first=config.first_updates)
         self.env_steps = 0
         self.meter, self.clock, self.episodes = Meter(), Clock(), Episodes(pool.num_envs)
         self.recent: list[float] = []

@@ -33,12 +33,13 @@ class Every:
 class TrainRatio:
     """Replayed steps per decision, kept exactly: credit in replayed steps, spent a batch at a time.
 
-    Credit only grows while replay can be drawn from, so neither a start nor a resume is followed by a storm of updates.
+    Credit only grows while replay can be drawn from, so neither a start nor a resume is followed by a storm of updates,
+    unless ``first`` asks for one.
     """
 
-    def __init__(self, ratio: float, batch_steps: int) -> None:
-        """Args: ratio; batch_steps = batch_size * length."""
-        self.ratio, self.batch_steps = ratio, batch_steps
+    def __init__(self, ratio: float, batch_steps: int, *, first: int = 0) -> None:
+        """Args: ratio; batch_steps = batch_size * length; first: further updates when replay is first ready."""
+        self.ratio, self.batch_steps, self.first = ratio, batch_steps, first
         self.credit = 0.0
         self.updates = 0
 
@@ -49,6 +50,8 @@ class TrainRatio:
         self.credit += decisions * self.ratio
         due = int(self.credit // self.batch_steps)
         self.credit -= due * self.batch_steps
+        if not self.updates:
+            due += self.first
         self.updates += due
         return due
 

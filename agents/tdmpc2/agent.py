@@ -1,0 +1,325 @@
+"""TD-MPC2: plan in the latent space of an implicit world model, with a policy and Q-functions (Hansen et al. 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel import tree
+from worldmodel.agents.tdmpc2.policy import PriorConfig, Spread
+from worldmodel.agents.values.ensemble_q import EnsembleQConfig
+from worldmodel.errors import MisfitError, check_range
+from worldmodel.models.implicit import ImplicitModelConfig, Latent, padded
+from worldmodel.nn.optim import Adam
+from worldmodel.planning.objectives import ExpectedReturn, policy_value
+from worldmodel.planning.policy_mppi import PolicyMPPI
+from worldmodel.rng import Stream
+from worldmodel.tree import struct
+from worldmodel.types import ArraySpec, Batch, EnvSpec, Plan, Step, Update
+
+MANY = 20
+"""Actions of so many numbers get further iterations of planning."""
+
+
+@struct
+class Carry:
+    """What acting remembers of N environments."""
+
+    plan: Plan
+    """(N, ...) of the last decision: where the next one begins, unless an episode does."""
+    rng: Tensor
+    """State of this carry's own random stream: who holds another carry disturbs nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TDMPC2Config:
+    """Model, policy, Q-functions and planner; the defaults are those of TD-MPC2's 5M where they are numbers, and ours
+    where they are choices (``configs/tdmpc2.py`` has both as modes)."""
+
+    model: Any = field(default_factory=ImplicitModelConfig)
+    """``build(spec) -> ImplicitModel``."""
+    policy: PriorConfig = field(default_factory=PriorConfig)
+    value: Any = field(default_factory=EnsembleQConfig)
+    """``build(feature_dim, action) -> EnsembleQ``."""
+    planner: Any = field(default_factory=lambda: PolicyMPPI(exploration=1.0))
+    """Collects."""
+    evaluator: Any = field(default_factory=lambda: PolicyMPPI(select="mean"))
+    """Evaluates: the planner's horizon, and what it executes may differ. TD-MPC2 samples an elite here too."""
+    more_iterations: int = 2
+    """Further iterations of both where actions have 20 numbers or more."""
+    behaviour: Literal["planner", "policy"] = "planner"
+    """What acts; the policy alone is the model-free reference."""
+    continuation: Literal["product", "threshold"] = "product"
+    """How planning counts predicted ends: by their probability, or for good once it exceeds 1/2 (TD-MPC2)."""
+    seeding: Literal["uniform", "behaviour"] = "uniform"
+    """What collects before the first update."""
+    discounting: Literal["episode", "fixed"] = "episode"
+    """The discount by the length of an episode where that is known, (L/5 - 1) / (L/5) within [0.95, 0.995], or
+    ``discount``."""
+    discount: float = 0.99
+    value_scale: float = 0.1
+    spread_rate: float = 0.01
+    """Rate of the running scale of values in the policy's loss."""
+    lr: float = 3e-4
+    encoder_rate: float = 0.3
+    """Learning rate of the encoder over that of the rest."""
+    clip: float = 20.0
+    """Bound on the norm of the gradient, of the policy's for itself."""
+    policy_eps: float = 1e-5
+    """Adam's epsilon for the policy; 1e-8 for the rest."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products and convolutions; "auto": bfloat16 on a GPU, float32 on a CPU. Parameters, norms, softmax,
+    two-hot, returns, elite scores and losses are float32 always."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, "discount", "spread_rate", high=1)
+        check_range(self, 0, "more_iterations", "value_scale", "lr", "encoder_rate", "clip", "policy_eps")
+
+    def build(self, spec: EnvSpec, *, device: torch.device | str = "cpu", seed: int = 0) -> TDMPC2:
+        return TDMPC2(self, spec, torch.device(device), seed)
+
+
+class TDMPC2:
+    """Implements ``Agent[Carry]``."""
+
+    def __init__(self, config: TDMPC2Config, spec: EnvSpec, device: torch.device, seed: int) -> None:
+        self.config, self.spec, self.device = config, spec, device
+        on_gpu = "bfloat16" if device.type == "cuda" else "float32"
+        self.precision = on_gpu if config.precision == "auto" else config.precision
+        with Stream(seed=seed):
+            self.model = config.model.build(spec).to(device)
+            self.policy = config.policy.build(self.model.feature_dim, spec.action).to(device)
+            self.value = config.value.build(self.model.feature_dim, spec.action).to(device)
+        self.spread = Spread(config.spread_rate).to(device)
+        self.modules = nn.ModuleDict(
+            {"model": self.model, "policy": self.policy, "value": self.value, "spread": self.spread}
+        )
+        seen = [*self.model.encoder.parameters(), *self.model.project.parameters()]
+        known = {id(p) for p in seen}
+        rest = [p for part in (self.model, self.value) for p in part.parameters() if id(p) not in known]
+        self.optimizer = Adam([(seen, config.lr * config.encoder_rate), (rest, config.lr)], clip=config.clip)
+        self.policy_optimizer = Adam(
+            [(self.policy.parameters(), config.lr)], eps=config.policy_eps, clip=config.clip
+        )
+        self.discount = config.discount
+        if config.discounting == "episode" and spec.max_steps:
+            self.discount = discount_of(spec.max_steps)
+        self.scales = {**self.model.loss_scales, "value": config.value_scale}
+        self.planners = {True: self._sized(config.planner), False: self._sized(config.evaluator)}
+        self.objective = ExpectedReturn(
+            model=self.model, action=spec.action, discount=self.discount, policy=self.policy,
+            value=policy_value(self.policy, self.value.value), bootstrap="last", continuation=config.continuation,
+        )
+        self.updates = torch.zeros((), device=device)
+        self.bad_streak = torch.zeros((), device=device)
+        self.bad_total = torch.zeros((), device=device)
+        self.has_learned = False
+        """Whether any update was made; before, ``seeding`` says what acts."""
+        self.streams = {"learn": Stream(seed=seed * 1000 + 1, device=device)}
+        self.steps: dict[str, Callable[..., Any]] = {"learn": self.learn_step, "act": self.act_step}
+        self.parts: dict[str, Callable[..., Any]] = {
+            "model": self.compute_model_loss, "policy": self.compute_policy_loss, "act": self.compute_action
+        }
+
+    def _sized(self, planner: Any) -> Any:
+        if isinstance(planner, PolicyMPPI) and self.spec.action.size >= MANY:
+            return dataclasses.replace(planner, iterations=planner.iterations + self.config.more_iterations)
+        return planner
+
+    # Acting
+
+    @property
+    def memory_spec(self) -> dict[str, ArraySpec]:
+        """Nothing: a latent is made of one observation."""
+        return {}
+
+    def initial(self, num_envs: int, *, seed: int = 0) -> Carry:
+        """A carry that knows nothing; ``seed`` starts its random stream."""
+        plan = tree.to(self.planners[True].initial(num_envs, self.spec.action.size), self.device)
+        return Carry(plan=plan, rng=Stream(seed=seed, device=self.device).state)
+
+    def act(self, carry: Carry, step: Step, *, explore: bool) -> tuple[Tensor, Carry]:
+        """(N, A) what the planner says, or the policy, or chance while nothing was learned."""
+        step = tree.to(step, self.device)
+        with Stream(state=carry.rng, device=self.device) as stream:
+            if explore and not self.has_learned and self.config.seeding == "uniform":
+                action, plan = self._chance(len(step.reward)), carry.plan
+            else:
+                action, plan = self.steps["act"](carry.plan, step.obs, step.is_first, explore=explore)
+        return action, Carry(plan=plan, rng=stream.state)
+
+    def act_step(
+        self, plan: Plan, obs: dict[str, Tensor], is_first: Tensor, *, explore: bool
+    ) -> tuple[Tensor, Plan]:
+        """Plan (N, ...) and observations (N, ...) to the next action (N, A) and plan."""
+        return self.parts["act"](plan, obs, is_first, explore=explore)
+
+    @torch.no_grad()
+    def compute_action(
+        self, plan: Plan, obs: dict[str, Tensor], is_first: Tensor, *, explore: bool
+    ) -> tuple[Tensor, Plan]:
+        """What :meth:`act_step` gives, in one traceable piece."""
+        with self._cast():
+            # (N, ...) -> (N, 1, ...): acting is observing a sequence of one
+            one = {key: x.unsqueeze(1) for key, x in obs.items()}
+            nothing = plan.action.unsqueeze(1)
+            states = self.model.observe(self.model.initial(len(is_first)), one, nothing, is_first.unsqueeze(1))
+            state = tree.index(states, (slice(None), 0))
+            if self.config.behaviour == "policy":
+                policy = self.policy(self.model.features(state))
+                return policy.sample() if explore else policy.mode(), plan
+            plan, _ = self.planners[explore](self.objective, state, plan, is_first)
+        return plan.action, plan
+
+    def _chance(self, rows: int) -> Tensor:
+        """(rows, A) uniform actions."""
+        size = self.spec.action.size
+        if self.spec.action.kind == "discrete":
+            return F.one_hot(torch.randint(size, (rows,), device=self.device), size).float()
+        return torch.rand(rows, size, device=self.device) * 2 - 1
+
+    def memory(self, carry: Carry) -> dict[str, Tensor]:
+        """{}"""
+        return {}
+
+    # Learning
+
+    def learn(self, batch: Batch) -> Update:
+        """One update: model and Q-functions, then the policy. Where it is captured in a CUDA graph, the result is
+        overwritten by the next call."""
+        if batch.reward.shape[1] < 2:
+            raise MisfitError("TD-MPC2 learns from steps and what follows them; take replay.length of at least 2")
+        self.has_learned = True
+        with self.streams["learn"]:
+            return self.steps["learn"](dataclasses.replace(batch, index=None))
+
+    def learn_step(self, batch: Batch) -> Update:
+        """An update between two uses of the random stream: tensors in, tensors out, in place where it learns."""
+        scale_before = self.spread.scale.clone()
+        total, states, metrics = self.parts["model"](batch)
+        self.optimizer.backward(total)
+        model = self.optimizer.step(torch.isfinite(total))
+        loss, told = self.parts["policy"](states)
+        self.policy_optimizer.backward(loss)
+        policy = self.policy_optimizer.step(model["healthy"] & torch.isfinite(loss))
+        healthy = policy["healthy"]
+        self.value.track(healthy)
+        with torch.no_grad():
+            self.spread.scale.copy_(torch.where(healthy, self.spread.scale, scale_before))
+            self.updates.add_(1)
+            self.bad_streak.copy_(torch.where(healthy, 0.0, self.bad_streak + 1))
+            self.bad_total.add_((~healthy).float())
+            metrics = metrics | told | {
+                "loss/total": total.detach(),
+                "loss/policy": loss.detach(),
+                "update/grad_norm": model["grad_norm"],
+                "update/policy_grad_norm": policy["grad_norm"],
+                "update/skipped": self.bad_total.clone(),
+                "update/bad_streak": self.bad_streak.clone(),
+            }
+        return Update(metrics=metrics, memory={})
+
+    def compute_model_loss(self, batch: Batch) -> tuple[Tensor, Latent, dict[str, Tensor]]:
+        """In one traceable piece: the number that model and Q-functions minimise, the imagined states (B, T) without
+        gradient, and metrics."""
+        with self._cast():
+            unrolled = self.model.unroll(batch)
+            losses = self.model.losses(batch, unrolled)
+            target = self._target(batch, unrolled.encoded)
+            before = self.model.features(unrolled.states)[:, :-1]
+            losses["value"] = self.model.step_weights(batch.is_first) * padded(
+                self.value.loss(before, batch.action[:, :-1], target)
+            )
+            metrics = self._told_of_ends(batch, unrolled.predicted)
+        total = torch.stack([self.scales[name] * loss.mean() for name, loss in losses.items()]).sum()
+        metrics |= {f"loss/{name}": loss.detach().mean() for name, loss in losses.items()}
+        return total, tree.detach(unrolled.states), metrics | {"value/target": target.mean()}
+
+    @torch.no_grad()
+    def _target(self, batch: Batch, seen: Latent) -> Tensor:
+        """(B, T-1) r + discount (1 - terminal) min Q(s', a'), a' ~ policy, in states that were seen (eq. 4)."""
+        features = self.model.features(seen)
+        value = self.value.target(features, self.policy(features).sample())
+        return batch.reward[:, 1:] + self.discount * (~batch.is_terminal[:, 1:]).float() * value
+
+    @torch.no_grad()
+    def _told_of_ends(self, batch: Batch, predicted: Latent) -> dict[str, Tensor]:
+        """Share of terminal steps and F1 of their prediction, where there is one; the share is what it learns from."""
+        if self.model.ends is None:
+            return {}
+        inside = ~batch.is_first[:, 1:]
+        true, said = batch.is_terminal[:, 1:] & inside, (self.model.end_logit(predicted) > 0) & inside
+        hits = (true & said).sum()
+        f1 = 2 * hits / (true.sum() + said.sum()).clamp(min=1)
+        return {"end/rate": true.float().mean(), "end/f1": f1}
+
+    def compute_policy_loss(self, states: Latent) -> tuple[Tensor, dict[str, Tensor]]:
+        """In one traceable piece: -(Q/S + bonus H), weighted by rho^t, over states (B, T) (TD-MPC2, eq. 4), and
+        metrics. Its gradient is taken to the policy alone."""
+        with self._cast():
+            worth, entropy = self.policy.judged(partial(self.value.value, drop=True), self.model.features(states))
+        scale = self.spread(worth[:, 0])
+        loss = -(worth / scale + self.config.policy.bonus * entropy)
+        power = torch.arange(loss.shape[1], device=loss.device)
+        metrics = {"value/mean": worth.detach().mean(), "value/scale": scale.clone()}
+        metrics["policy/entropy"] = entropy.detach().mean()
+        return (loss.mean(0) * self.model.config.rho**power).mean(), metrics
+
+    def _cast(self) -> AbstractContextManager[Any]:
+        """Computes in ``precision`` while it is open."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+
+    def report(self, batch: Batch) -> dict[str, Tensor]:
+        """{}: nothing is decoded."""
+        return {}
+
+    # Keeping
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights, moments, scale, random stream and counters."""
+        out = {f"model/{name}": x for name, x in self.modules.state_dict().items()}
+        for kind, optimizer in self._optimizers.items():
+            out |= {f"optim/{kind}.{name}": x for name, x in optimizer.state_dict().items()}
+        out |= {f"rng/{name}": stream.state for name, stream in self.streams.items()}
+        return out | {f"count/{name}": x for name, x in self._counters.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copies in place: compiled callables and flat buffers stay valid."""
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}, "rng": {}, "count": {}}
+        for name, x in state.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = x
+        self.modules.load_state_dict(groups["model"])
+        for kind, optimizer in self._optimizers.items():
+            optimizer.load_state_dict({name: groups["optim"][f"{kind}.{name}"] for name in optimizer.state_dict()})
+        for name in self.streams:
+            self.streams[name] = Stream(state=groups["rng"][name].clone(), device=self.device)
+        for name, mine in self._counters.items():
+            mine.copy_(groups["count"][name])
+        self.has_learned = bool(self.updates > 0)
+
+    @property
+    def _optimizers(self) -> dict[str, Adam]:
+        return {"model": self.optimizer, "policy": self.policy_optimizer}
+
+    @property
+    def _counters(self) -> dict[str, Tensor]:
+        return {"updates": self.updates, "bad_streak": self.bad_streak, "bad_total": self.bad_total}
+
+
+def discount_of(steps: int) -> float:
+    """TD-MPC2's discount for episodes of so many decisions.
+
+    >>> [round(discount_of(steps), 3) for steps in (100, 125, 200, 250, 500, 1000)]
+    [0.95, 0.96, 0.975, 0.98, 0.99, 0.995]
+    """
+    share = steps / 5
+    return min(max((share - 1) / share, 0.95), 0.995)

@@ -1,0 +1,95 @@
+"""The policy prior of TD-MPC2: what planning begins with, and what it bootstraps from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel import ranks
+from worldmodel.distributions import Categorical, SquashedNormal, log_slope
+from worldmodel.nn.normed import Activation, NormedMLP
+from worldmodel.types import ActionSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """A squashed normal for continuous actions, a categorical for discrete ones; the defaults are TD-MPC2's 5M."""
+
+    units: int = 512
+    layers: int = 2
+    activation: Activation = "mish"
+    min_log_std: float = -10.0
+    max_log_std: float = 2.0
+    unimix: float = 0.01
+    """Share of the uniform distribution in discrete policies."""
+    entropy: Literal["squashed", "scaled"] = "squashed"
+    """What the bonus counts: the entropy of actions, or, as TD-MPC2's code does, that of what they were before the
+    tanh, times the number of dimensions. Its formula -log p (A log p0 / log p) is -A log p0: the correction for the
+    tanh cancels."""
+    bonus: float = 1e-4
+    """Weight of the entropy beside values in units of their spread."""
+
+    def __post_init__(self) -> None:
+        if not self.min_log_std < self.max_log_std:
+            raise ValueError(f"need min_log_std < max_log_std, got {self.min_log_std} and {self.max_log_std}")
+
+    def build(self, feature_dim: int, action: ActionSpec) -> Prior:
+        return Prior(self, feature_dim, action)
+
+
+class Prior(nn.Module):
+    """features -> distribution of actions."""
+
+    def __init__(self, config: PriorConfig, feature_dim: int, action: ActionSpec) -> None:
+        super().__init__()
+        self.config, self.action = config, action
+        outputs = action.size if action.kind == "discrete" else 2 * action.size
+        self.net = NormedMLP(feature_dim, config.units, config.layers, outputs, activation=config.activation)
+
+    def forward(self, features: Tensor) -> SquashedNormal | Categorical:
+        """(..., F) -> distribution over (..., A)."""
+        c, out = self.config, self.net(features)
+        if self.action.kind == "discrete":
+            return Categorical(out, c.unimix)
+        mean, raw = out.float().chunk(2, -1)
+        return SquashedNormal(mean, c.min_log_std + 0.5 * (c.max_log_std - c.min_log_std) * (torch.tanh(raw) + 1))
+
+    def judged(self, q: Any, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What the policy's actions are worth, with gradient to the policy, and their entropy, (...) both.
+
+        Args: q: (..., F), (..., A) -> (...). Continuous actions are sampled, discrete ones summed over.
+        """
+        policy = self(features)
+        if isinstance(policy, Categorical):
+            # (A, ..., A): every action in every state
+            shape = (self.action.size, *features.shape[:-1])
+            every = torch.eye(self.action.size, device=features.device).view(-1, *[1] * len(shape[1:]), shape[0])
+            worth = q(features.expand(*shape, -1), every.expand(*shape, -1)).detach()
+            return (policy.probs * worth.movedim(0, -1)).sum(-1), policy.entropy()
+        u, before = policy.draw()
+        entropy = -before * self.action.size if self.config.entropy == "scaled" else log_slope(u) - before
+        return q(features, torch.tanh(u)), entropy
+
+
+class Spread(nn.Module):
+    """A running scale of values: the range between the 5th and the 95th percentile of a batch, at least 1."""
+
+    scale: Tensor
+    quantiles: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("quantiles", torch.tensor((0.05, 0.95)), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, values: Tensor) -> Tensor:
+        """Take in values of any shape and give the scale; values that are not finite change nothing."""
+        low, high = torch.quantile(ranks.rows(values.detach().float().flatten()), self.quantiles).unbind()
+        width = (high - low).clamp(min=1.0)
+        self.scale.copy_(torch.where(width.isfinite(), torch.lerp(self.scale, width, self.rate), self.scale))
+        return self.scale

@@ -1,0 +1,212 @@
+"""The implicit world model of TD-MPC2: a latent that predicts itself, rewards and ends, and draws nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel import tree
+from worldmodel.distributions import Space, SymlogTwoHot, TwoHot, scalar, spaced_bins
+from worldmodel.errors import MisfitError, check_range
+from worldmodel.nn.normed import (
+    Activation,
+    NormedEncoderConfig,
+    NormedLinear,
+    NormedMLP,
+    NormedTrunk,
+    SimNorm,
+    shifted,
+)
+from worldmodel.tree import struct
+from worldmodel.types import Batch, EnvSpec, Prediction
+
+
+@struct
+class Latent:
+    """A point of the latent space; nothing else is remembered, so the present observation decides it."""
+
+    z: Tensor
+    """(..., D)."""
+
+
+@struct
+class Unrolled:
+    """What a batch of sequences gives when the model follows their actions from their first observation."""
+
+    states: Latent
+    """(B, T, D) imagined, with gradient through time; where an episode begins, encoded anew."""
+    predicted: Latent
+    """(B, T-1, D) what step t leads to, episodes notwithstanding."""
+    encoded: Latent
+    """(B, T-1, D) what was seen there, a constant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImplicitModelConfig:
+    """TD-MPC2 (Hansen et al. 2024); the defaults are its 5M, but for images at rest where nothing is learned."""
+
+    encoder: Any = field(default_factory=NormedEncoderConfig)
+    """``build(obs specs) -> module`` with ``out_dim``; a layer to the latent follows it."""
+    project: Literal["linear", "none"] = "linear"
+    """That layer: linear with LayerNorm, or nothing, where what is encoded has the latent's width (TD-MPC2 from 64 x 64
+    pixels)."""
+    latent: int = 512
+    """D."""
+    simplex: int = 8
+    """V, the size of the groups that are normalised to simplices."""
+    units: int = 512
+    """Width of the dynamics and of the heads."""
+    layers: int = 2
+    activation: Activation = "mish"
+    bins: int = 101
+    limit: float = 10.0
+    """Bins of the reward lie in [-limit, limit] in symlog space."""
+    space: Space = "symlog"
+    """Where the mean of a reward is taken: of logarithms (TD-MPC2), or of values (DreamerV3), which is not biased."""
+    ends: Literal["predicted", "never"] = "predicted"
+    """Whether there is a head for terminations; "never" for tasks without any."""
+    shift: int = 3
+    """Pixels by which images are shifted at random; 0: not."""
+    shifts: Literal["learning", "always"] = "learning"
+    """Always is TD-MPC2: when it acts and plans too."""
+    rho: float = 0.5
+    """Weight of losses one step further ahead."""
+    consistency_scale: float = 20.0
+    reward_scale: float = 0.1
+    end_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.latent % self.simplex:
+            raise ValueError(f"latent must be a multiple of simplex, got {self.latent} and {self.simplex}")
+        check_range(self, 0, "rho", high=1)
+        check_range(self, 0, "shift", "layers", "limit", "consistency_scale", "reward_scale", "end_scale")
+
+    def build(self, spec: EnvSpec) -> ImplicitModel:
+        return ImplicitModel(self, spec)
+
+
+class ImplicitModel(nn.Module):
+    """Implements ``WorldModel[Latent]``.
+
+    Sequences may cross episodes: where one begins, the imagined latent is replaced by what is seen there, and the step
+    that led over the border weighs nothing.
+    """
+
+    bins: Tensor
+
+    def __init__(self, config: ImplicitModelConfig, spec: EnvSpec) -> None:
+        super().__init__()
+        self.config, self.feature_dim = config, config.latent
+        self.image_keys = [key for key, array in spec.obs.items() if array.is_image]
+        self.encoder = config.encoder.build(spec.obs)
+        width = self.encoder.out_dim
+        if config.project == "none" and width != config.latent:
+            raise MisfitError(
+                f"project='none' needs an encoder as wide as the latent, got {width} and {config.latent}; take "
+                f"project='linear'"
+            )
+        norm = SimNorm(config.simplex)
+        self.project = norm if config.project == "none" else NormedLinear(width, config.latent, norm)
+        told = config.latent + spec.action.size
+        units, layers, act = config.units, config.layers, config.activation
+        trunk = NormedTrunk(told, units, layers, act)
+        self.dynamics = nn.Sequential(*trunk, NormedLinear(trunk.out_dim, config.latent, norm))
+        self.reward = NormedMLP(told, units, layers, config.bins, activation=act, out_scale=0.0)
+        self.ends: NormedMLP | None = None
+        if config.ends == "predicted":
+            self.ends = NormedMLP(config.latent, units, layers, 1, activation=act)
+        self.register_buffer("bins", spaced_bins(config.bins, config.limit, config.space), persistent=False)
+        self.loss_scales = {"consistency": config.consistency_scale, "reward": config.reward_scale}
+        if self.ends is not None:
+            self.loss_scales["end"] = config.end_scale
+
+    def initial(self, batch_size: int) -> Latent:
+        return Latent(z=self.bins.new_full((batch_size, self.config.latent), 1.0 / self.config.simplex))
+
+    def observe(self, state: Latent, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor) -> Latent:
+        """(B, T, ...) -> (B, T, D): every observation stands for itself."""
+        return Latent(z=self.encode(obs, shift=self.config.shifts == "always"))
+
+    def encode(self, obs: dict[str, Tensor], *, shift: bool) -> Tensor:
+        """(..., *shape) -> (..., D)."""
+        if shift and self.config.shift:
+            for key in self.image_keys:
+                x = obs[key]
+                obs = obs | {key: shifted(x.reshape(-1, *x.shape[-3:]), self.config.shift).view(x.shape)}
+        return self.project(self.encoder(obs))
+
+    def step(self, state: Latent, action: Tensor) -> Latent:
+        return Latent(z=self.dynamics(torch.cat([state.z, action], -1)))
+
+    def predict(self, previous: Latent, action: Tensor, state: Latent) -> Prediction:
+        """The reward of the state left and the action, the continuation of the state arrived in."""
+        reward = self.reward_of(previous, action).mean()
+        if self.ends is None:
+            return Prediction(reward=reward, continues=torch.ones_like(reward))
+        return Prediction(reward=reward, continues=torch.sigmoid(-self.end_logit(state)))
+
+    def reward_of(self, state: Latent, action: Tensor) -> TwoHot | SymlogTwoHot:
+        """(...) the reward of an action."""
+        return scalar(self.reward(torch.cat([state.z, action], -1)), self.bins, self.config.space)
+
+    def end_logit(self, state: Latent) -> Tensor:
+        """(...) float32, of being terminal."""
+        assert self.ends is not None
+        return self.ends(state.z).squeeze(-1).float()
+
+    def features(self, state: Latent) -> Tensor:
+        return state.z
+
+    def loss(self, batch: Batch, state: Latent) -> tuple[dict[str, Tensor], Latent]:
+        """Every loss (B, T), weighted by :meth:`step_weights`, so the last column is 0; imagined states."""
+        unrolled = self.unroll(batch)
+        return self.losses(batch, unrolled), unrolled.states
+
+    def unroll(self, batch: Batch) -> Unrolled:
+        """Follow the actions of (B, T) from the first observation."""
+        # with gradient first: within one block of autocast, weights keep the cast of their first use
+        z = self.encode({key: x[:, 0] for key, x in batch.obs.items()}, shift=True)
+        with torch.no_grad():
+            encoded = self.encode({key: x[:, 1:] for key, x in batch.obs.items()}, shift=True)
+        states, predicted = [z], []
+        for t in range(batch.reward.shape[1] - 1):
+            z = self.step(Latent(z=z), batch.action[:, t]).z
+            predicted.append(z)
+            z = torch.where(batch.is_first[:, t + 1, None], encoded[:, t].to(z.dtype), z)
+            states.append(z)
+        return Unrolled(
+            states=Latent(z=torch.stack(states, 1)),
+            predicted=Latent(z=torch.stack(predicted, 1) if predicted else encoded),
+            encoded=Latent(z=encoded),
+        )
+
+    def losses(self, batch: Batch, unrolled: Unrolled) -> dict[str, Tensor]:
+        """Consistency, reward and end, (B, T) each (TD-MPC2, eq. 3 without the value's term)."""
+        before = tree.index(unrolled.states, (slice(None), slice(None, -1)))
+        gap = F.mse_loss(unrolled.predicted.z, unrolled.encoded.z, reduction="none").float().mean(-1)
+        code = self.reward_of(before, batch.action[:, :-1]).loss(batch.reward[:, 1:])
+        weight = self.step_weights(batch.is_first)
+        losses = {"consistency": weight * padded(gap), "reward": weight * padded(code)}
+        if self.ends is not None:
+            target = batch.is_terminal[:, 1:].float()
+            end = F.binary_cross_entropy_with_logits(self.end_logit(unrolled.predicted), target, reduction="none")
+            losses["end"] = self.step_weights(batch.is_first, rho=1.0) * padded(end)
+        return losses
+
+    def step_weights(self, is_first: Tensor, rho: float | None = None) -> Tensor:
+        """(B, T) whose product with (B, T) losses has the mean 1/H sum_t rho^t mean_b loss[b, t], H = T - 1, where the
+        mean is that over rows whose step t + 1 does not begin an episode."""
+        steps = is_first.shape[1] - 1
+        inside = (~is_first[:, 1:]).float()
+        share = inside / inside.mean(0).clamp(min=1.0 / len(is_first))
+        power = torch.arange(steps, device=is_first.device)
+        return padded(share * (self.config.rho if rho is None else rho) ** power * ((steps + 1) / max(1, steps)))
+
+
+def padded(x: Tensor) -> Tensor:
+    """(B, T-1) -> (B, T), the last column 0."""
+    return F.pad(x, (0, 1))
