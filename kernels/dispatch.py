@@ -80,6 +80,17 @@ def backend(kernel: str, like: torch.Tensor) -> Backend:
     return "triton" if device == "cuda" and HAS_TRITON and DEFAULTS[kernel]["backend"] == "triton" else "reference"
 
 
+def explain(device: str) -> str:
+    """What runs on "cpu" or "cuda", and why, for people."""
+    if _choice != "auto":
+        return f"{_choice}, as WM_KERNELS says"
+    fast = [name for name, entry in DEFAULTS.items() if device == "cuda" and entry["backend"] == "triton"]
+    if not fast or not HAS_TRITON:
+        why = "none of the Triton kernels was measured to be faster" if device == "cuda" else "on a CPU"
+        return f"PyTorch, {why} (WM_KERNELS=auto)"
+    return f"Triton for {', '.join(fast)}, measured to be faster; PyTorch for the rest (WM_KERNELS=auto)"
+
+
 def _triton(kernel: str, device: str) -> Backend:
     if not HAS_TRITON:
         raise UserError("WM_KERNELS=triton, but triton is not installed: pip install 'worldmodel[triton]'")

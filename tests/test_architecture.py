@@ -63,7 +63,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "arguments": frozenset(),
     "presets": frozenset({"errors", "config", "options"}),
     "listing": frozenset({"presets"}),
-    "doctor": FOUNDATION | {"envs", "replay"},
+    "doctor": FOUNDATION | {"envs", "kernels", "replay"},
     "info": FOUNDATION | {"config", "replay", "train"},
     "trained": FOUNDATION | {"config", "envs", "train"},
     "published": frozenset({"errors"}),

@@ -1,4 +1,5 @@
-"""Cores beside each other on this machine: CPU time of an update at nano size, and memory of a filtered sequence by T.
+"""Cores beside each other on this machine: CPU time of an update at nano size, memory of a filtered sequence by T, and
+of a planner's candidates that share a window or copy it.
 
     python tools/bench_cores.py --out docs/results/cores_cpu.json
 
@@ -24,8 +25,10 @@ from typing import Any
 
 import torch
 
+from worldmodel import tree
 from worldmodel.check.samples import make_batch
 from worldmodel.configs.sizes import NANO_CORES, dreamer
+from worldmodel.models.cores.transformer import TransformerConfig
 from worldmodel.train.manifest import provenance
 from worldmodel.train.memory import keep_freed_memory
 from worldmodel.types import ActionSpec, ArraySpec, EnvSpec
@@ -100,19 +103,42 @@ def growth(core: str, length: int) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
+def candidates(how: str) -> list[float]:
+    """MiB by which this process' peak grows, and milliseconds of processor time, where STORM's Transformer steps 512
+    candidates of one state three times: "shared" by a fork, or "copied"."""
+    core = TransformerConfig().build(6, 1024).eval()
+    state, action = core.initial(1), torch.zeros(512, 6)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    with torch.no_grad():
+        many = core.fork(state, 512) if how == "shared" else tree.map(lambda x: x.repeat_interleave(512, 0), state)
+        for _ in range(3):
+            many = core.step(many, action)
+    took = 1000 * (time.process_time() - start)
+    return [round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1), round(took)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--calls", type=int, default=3)
     parser.add_argument("--growth", nargs=2, metavar=("CORE", "T"), help=argparse.SUPPRESS)
+    parser.add_argument("--candidates", choices=["shared", "copied"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.candidates:
+        args.out.write_text(json.dumps(candidates(args.candidates)))
+        return
     if args.growth:
         args.out.write_text(json.dumps(growth(args.growth[0], int(args.growth[1]))))
         return
     memory: dict[str, dict[str, float]] = {}
     part = args.out.with_suffix(".part")
+    planned: dict[str, dict[str, float]] = {}
+    for how in ("shared", "copied"):
+        subprocess.run([sys.executable, __file__, "--out", str(part), "--candidates", how], check=True)
+        planned[how] = dict(zip(("peak_growth_MiB", "cpu_ms"), json.loads(part.read_text())))
     for name in cores():
         for length in LENGTHS:
             command = [sys.executable, __file__, "--out", str(part), "--growth", name, str(length)]
@@ -123,6 +149,7 @@ def main() -> None:
         "command": "python tools/bench_cores.py " + " ".join(sys.argv[1:]), **provenance(),
         "machine": f"{platform.processor() or platform.machine()}, shared with other work, 1 thread",
         "seed": 0, "update": updates(args.blocks, args.calls), "peak_growth_MiB": memory,
+        "transformer_512_candidates_3_steps": planned,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -22,7 +22,7 @@ Status = Literal["ok", "low", "missing", "broken"]
 
 REQUIRED = ("numpy", "gymnasium", "ale-py", "dm-control", "einops", "pillow", "rich", "safetensors", "scipy", "tyro")
 EXTRAS = {
-    "mamba-ssm": ("mamba", "Mamba cores with CUDA kernels"),
+    "mamba-ssm": ("mamba", "comparing our Mamba kernels with theirs on a GPU, see docs/kernels.md"),
     "wandb": ("wandb", "logging to Weights & Biases"),
     "minari": ("offline", "offline data sets"),
     "av": ("video", "mp4 videos"),
@@ -77,11 +77,19 @@ def uses(found: dict[str, Finding]) -> dict[str, str]:
     """What a run will use, by the findings."""
     gl = found["OpenGL"]
     backend = gl.found.partition(",")[0]
+    device = "cuda" if found["CUDA"].status == "ok" else "cpu"
     return {
-        "device": "cuda" if found["CUDA"].status == "ok" else "cpu",
+        "device": device,
+        "kernels": _kernels(device) if found["torch"].status == "ok" else "unknown without torch",
         "threads": f"up to {cores()}, as many as updates are fastest with, unless --train.threads says otherwise",
         "DMC pixels": f"gl ({backend}), gl-fast or ray" if gl.status == "ok" else "ray, which needs no OpenGL",
     }
+
+
+def _kernels(device: str) -> str:
+    from worldmodel.kernels import dispatch
+
+    return dispatch.explain(device)
 
 
 def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:

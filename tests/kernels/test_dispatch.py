@@ -75,6 +75,18 @@ def test_a_block_ends_and_the_choice_before_is_back() -> None:
         assert dispatch.backend("toy", HERE) == "reference"
 
 
+def test_what_runs_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "HAS_TRITON", True)
+    monkeypatch.setattr(dispatch, "DEFAULTS", {"toy": {"backend": "triton", "why": ""}, "b": {"backend": "reference"}})
+    with dispatch.using("auto"):
+        assert dispatch.explain("cpu") == "PyTorch, on a CPU (WM_KERNELS=auto)"
+        assert dispatch.explain("cuda").startswith("Triton for toy, measured to be faster; PyTorch for the rest")
+        monkeypatch.setattr(dispatch, "DEFAULTS", {})
+        assert "none of the Triton kernels was measured" in dispatch.explain("cuda")
+    with dispatch.using("reference"):
+        assert dispatch.explain("cuda") == "reference, as WM_KERNELS says"
+
+
 def test_every_kernel_has_a_default_and_a_reason() -> None:
     assert sorted(dispatch.DEFAULTS) == KERNELS
     for entry in dispatch.DEFAULTS.values():

@@ -146,7 +146,7 @@ def test_where_it_cannot_run_a_sentence_says_so(has: bool, sentence: str, monkey
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-4), (torch.bfloat16, 5e-3)])
 @pytest.mark.parametrize("ours", ["reference", "triton"])
 @pytest.mark.parametrize("length", [1, 63, 64, 100, 257])
 def test_scans_agree_with_mamba_ssm_on_a_gpu(length: int, ours: Any, dtype: torch.dtype, limit: float) -> None:

@@ -22,7 +22,7 @@ def absent(name: str) -> str:
 
 
 def healthy() -> dict[str, Finding]:
-    names = {"CUDA": "12.8, 1 x H200, 141 GiB", "OpenGL": "egl, NVIDIA H200"}
+    names = {"torch": "2.13.0", "CUDA": "12.8, 1 x H200, 141 GiB", "OpenGL": "egl, NVIDIA H200"}
     return {name: Finding(name=name, status="ok", found=found) for name, found in names.items()}
 
 
@@ -75,6 +75,7 @@ def test_what_will_be_used_follows_from_the_findings() -> None:
     found = healthy()
     assert doctor.uses(found)["device"] == "cuda" and doctor.uses(found)["DMC pixels"].startswith("gl (egl)")
     worse = {name: replace(finding, status="missing") for name, finding in found.items()}
+    assert "WM_KERNELS" in doctor.uses(found)["kernels"] and doctor.uses(worse)["kernels"] == "unknown without torch"
     assert doctor.uses(worse)["device"] == "cpu" and doctor.uses(worse)["DMC pixels"].startswith("ray")
 
 
