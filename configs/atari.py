@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from worldmodel import published
 from worldmodel.config import Run
-from worldmodel.configs import published
 from worldmodel.configs.sizes import Core, Objective, Size, Version, dreamer
 from worldmodel.envs.atari import AtariConfig, game_name
 from worldmodel.replay.config import ReplayConfig
@@ -26,5 +26,5 @@ def atari(
         train=TrainConfig(
             steps=51_000_000, num_envs=16, train_ratio=32, eval_every=1_000_000, eval_episodes=16, eval_envs=16
         ),
-        published=published.answer(published.ATARI_200M_2024, game_name(task), what),
+        published=published.answer("atari200m", "dreamerv3_2024", game_name(task), what),
     )

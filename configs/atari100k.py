@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from worldmodel import published
 from worldmodel.config import Run
-from worldmodel.configs import published
 from worldmodel.configs.sizes import Core, Objective, Size, Version, dreamer
 from worldmodel.envs.atari import AtariConfig, game_name
 from worldmodel.replay.config import ReplayConfig
@@ -27,14 +27,13 @@ def atari100k(
     }
     s = settings[version]
     name: Literal["2023", "2024"] = "2023" if version == "2023" else "2024"
-    table = published.ATARI100K_2023 if name == "2023" else published.ATARI100K_2024
     what = f"DreamerV3 {name}, Atari100k at 400k frames, training episodes (this run: version {version})"
     return Run(
         env=AtariConfig.atari100k(task, **s["env"]),
         agent=dreamer(size, version=version, objective=objective, core=core),
         replay=ReplayConfig(capacity=110_000, batch_size=16, length=64),
         train=schedule(s["ratio"]),
-        published=published.answer(table, game_name(task), what),
+        published=published.answer("atari100k", f"dreamerv3_{name}", game_name(task), what),
     )
 
 

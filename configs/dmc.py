@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+from worldmodel import published
 from worldmodel.config import Run
-from worldmodel.configs import published
 from worldmodel.configs.sizes import Core, Objective, Size, Version, dreamer
 from worldmodel.envs.dmc import DMCConfig
 from worldmodel.replay.config import ReplayConfig
@@ -28,11 +28,11 @@ def vision(
         "main": {"repeat": 1, "ratio": 256, "size": "200m", "steps": 1_100_000},
     }
     s = settings[version]
-    table = "DreamerV3 2024, DMC vision at 1M frames, repeat 2, ratio 512, 12m, renderer gl"
-    what = f"{table} (this run: version {version}, {render})"
+    what = "DreamerV3 2024, DMC vision at 1M frames, repeat 2, ratio 512, 12m, renderer gl"
+    answer = published.answer("dmc_vision", "dreamerv3_2024", task, f"{what} (this run: version {version}, {render})")
     return _run(
         DMCConfig(task=task, obs="pixels", render=render, repeat=s["repeat"]),
-        s, size, version, objective, core, published.answer(published.DMC_VISION_2024, task, what), num_envs=8,
+        s, size, version, objective, core, answer, num_envs=8,
     )
 
 
@@ -50,9 +50,10 @@ def proprio(
     }
     s = settings[version]
     what = f"DreamerV3 2023, DMC proprio at 490k frames, repeat 2, ratio 512 (this run: version {version})"
+    answer = published.answer("dmc_proprio", "dreamerv3_2023", task, what)
     return _run(
         DMCConfig(task=task, obs="proprio", repeat=s["repeat"]),
-        s, size, version, "reconstruction", core, published.answer(published.DMC_PROPRIO_2023, task, what), num_envs=16,
+        s, size, version, "reconstruction", core, answer, num_envs=16,
     )
 
 

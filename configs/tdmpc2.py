@@ -8,8 +8,8 @@ from typing import Any, Literal
 from worldmodel.agents.tdmpc2.agent import TDMPC2Config
 from worldmodel.agents.tdmpc2.policy import PriorConfig
 from worldmodel.agents.values.ensemble_q import EnsembleQConfig
+from worldmodel import published
 from worldmodel.config import Run
-from worldmodel.configs import published
 from worldmodel.envs.dmc import DMCConfig
 from worldmodel.envs.gym import GymConfig
 from worldmodel.envs.toys import ToyConfig
@@ -79,10 +79,11 @@ def tdmpc2(
         env = DMCConfig(task=task, obs="pixels" if pixels else "proprio", repeat=2)
         # five episodes of 500 decisions
         seeding, steps = 2_500, 50_000 if nano else 500_000
-        table = published.DMC_VISION_TDMPC2 if pixels else published.DMC_PROPRIO_TDMPC2
         view = "64 x 64 pixels, three frames" if pixels else "state"
         full = task.replace("cup_", "ball_in_cup_") if task.startswith("cup_") else task
-        answer = published.answer(table, full, f"TD-MPC2 5M, DMC from {view}, repeat 2, at 1M frames ({size}, {mode})")
+        what = f"TD-MPC2 5M, DMC from {view}, repeat 2, at 1M frames ({size}, {mode})"
+        benchmark = "dmc_vision" if pixels else "dmc_proprio"
+        answer = published.answer(benchmark, "tdmpc2", full, what, frames=1_000_000)
     return Run(
         env=env,
         agent=agent,

@@ -57,7 +57,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "agents": FOUNDATION
     | {"agents", "nn", "models", "returns", "rollout", "planning", "distributions", "uncertainty", "kernels"},
     "configs": FOUNDATION
-    | {"configs", "config", "agents", "models", "nn", "planning", "envs", "replay", "train", "distributions"},
+    | {"configs", "config", "agents", "models", "nn", "planning", "envs", "replay", "train", "distributions"}
+    | {"published"},
     "config": FOUNDATION | {"replay", "train"},
     "options": frozenset({"errors"}),
     "arguments": frozenset(),

@@ -57,6 +57,26 @@ def benchmarks() -> tuple[str, ...]:
     return tuple(sorted(path.name for path in ROOT.iterdir() if path.is_dir()))
 
 
+def answer(benchmark: str, name: str, task: str, what: str, *, frames: int = 0) -> str:
+    """One sentence for a preset: what it answers to, and this task's figure, the mean over seeds.
+
+    Args: frames: a point of the table's curves; 0 for the final scores.
+
+    >>> answer("atari100k", "dreamerv3_2024", "boxing", "DreamerV3")
+    'DreamerV3: 82.1 for boxing'
+    """
+    found = table(benchmark, name)
+    reached = found.final.get(task, ())
+    if frames:
+        at = found.curve_frames.index(frames)
+        reached = tuple(seed[at] for seed in found.curves.get(task, ()))
+    scores = [score for score in reached if not math.isnan(score)]
+    if not scores:
+        return f"{what}: no figure for {task}"
+    mean = sum(scores) / len(scores)
+    return f"{what}: {mean:,.{int(abs(mean) < 1000)}f} for {task}"
+
+
 @functools.cache
 def tables(benchmark: str) -> tuple[Table, ...]:
     """All tables of a benchmark, by name.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from worldmodel import published
-from worldmodel.configs import published as presets
+from worldmodel import presets, published
+from worldmodel.arguments import TrainOptions
 from worldmodel.envs.atari import RANDOM_AND_HUMAN
 from worldmodel.errors import UserError
 from worldmodel.report import stats
@@ -92,21 +92,20 @@ def test_the_end_of_a_curve_is_the_last_score() -> None:
 
 
 @pytest.mark.parametrize(
-    ("held", "benchmark", "name"),
+    ("preset", "options", "sentence"),
     [
-        (presets.DMC_VISION_2024, "dmc_vision", "dreamerv3_2024"),
-        (presets.DMC_PROPRIO_2023, "dmc_proprio", "dreamerv3_2023"),
-        (presets.ATARI100K_2024, "atari100k", "dreamerv3_2024"),
-        (presets.ATARI100K_2023, "atari100k", "dreamerv3_2023"),
+        ("dmc.vision", "--task walker_stand", "975.3 for walker_stand"),
+        ("dmc.proprio", "--task hopper_hop", "113.4 for hopper_hop"),
+        ("atari100k", "--task boxing", "82.1 for boxing"),
+        ("atari100k", "--task pong --version 2023", "DreamerV3 2023, Atari100k at 400k frames"),
+        ("atari", "--task ms_pacman", "23,809 for ms_pacman"),
+        ("atari", "--task carnival", "no figure for carnival"),
+        ("tdmpc2", "--task cup_catch", "at 1M frames (5m, default): 985.8 for ball_in_cup_catch"),
     ],
 )
-def test_the_figures_of_the_presets_are_those_of_the_tables(
-    held: dict[str, float], benchmark: str, name: str
-) -> None:
-    final = published.table(benchmark, name).final
-    assert set(held) == set(final)
-    for task, figure in held.items():
-        assert figure == pytest.approx(np.nanmean(final[task]), abs=0.55), task
+def test_presets_answer_to_the_tables(preset: str, options: str, sentence: str) -> None:
+    run, _, _ = presets.parse(presets.find_preset(preset), options.split(), TrainOptions(), prog="train")
+    assert sentence in run.published
 
 
 def test_atari_references_are_those_that_the_environment_reports() -> None:
