@@ -1,4 +1,4 @@
-"""A learned world model as a Gymnasium environment: ``worldmodel/Dream-v0``, registered when this is imported."""
+"""A learned world model as a Gymnasium environment, whose id is ``worldmodel.dreams:worldmodel/Dream-v0``."""
 
 from __future__ import annotations
 

@@ -13,13 +13,14 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import worldmodel
-import worldmodel.dreams  # registers worldmodel/Dream-v0
 from tests.unit.tiny import tiny_run, train
 from worldmodel.agents.random.agent import RandomConfig
 from worldmodel.config import Run
 from worldmodel.errors import UserError
 from worldmodel.rng import Stream
 from worldmodel.types import Prediction
+
+DREAM = "worldmodel.dreams:worldmodel/Dream-v0"
 
 
 @pytest.fixture(scope="module")
@@ -180,13 +181,13 @@ def test_a_batch_is_decided_by_its_seed(folders: dict[str, Path]) -> None:
 
 
 def test_gymnasium_makes_both_by_their_id(folders: dict[str, Path]) -> None:
-    env = gymnasium.make("worldmodel/Dream-v0", run=str(folders["discrete"]), render_mode="rgb_array")
+    env = gymnasium.make(DREAM, run=str(folders["discrete"]), render_mode="rgb_array")
     obs, _ = env.reset(seed=0)
     picture = env.render()
     assert isinstance(picture, np.ndarray) and picture.tolist() == obs.tolist()
     env.close()
     envs = gymnasium.make_vec(
-        "worldmodel/Dream-v0", num_envs=2, vectorization_mode="vector_entry_point", run=str(folders["discrete"]),
+        DREAM, num_envs=2, vectorization_mode="vector_entry_point", run=str(folders["discrete"]),
         render_mode="rgb_array",
     )
     obs, _ = envs.reset(seed=0)

@@ -98,12 +98,16 @@ class Ray:
         return interrupted.exit_code
 
 
-def begin(job: Job, variables: dict[str, str], cwd: str | None = None) -> subprocess.Popen[bytes]:
-    """Start a job's process, in a session of its own: a Ctrl-C reaches it by way of who waits for it, and once."""
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
+def begin(job: Job, variables: dict[str, str], cwd: str = ".") -> subprocess.Popen[bytes]:
+    """Start a job's process, in a session of its own: a Ctrl-C reaches it by way of who waits for it, and once.
+
+    Args: cwd: what the job's folder is relative to.
+    """
+    log_file = Path(cwd) / job.log
+    log_file.parent.mkdir(parents=True, exist_ok=True)
     # threads that spin while they wait slow down whoever shares the machine
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **variables}
-    with job.log.open("ab") as log:
+    with log_file.open("ab") as log:
         return subprocess.Popen(
             job.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=cwd,
             start_new_session=True,
