@@ -30,8 +30,10 @@ def one_run(folder: Path, arguments: list[str], seed: int, episodes: int, longer
     """Train (or go on with a run that is there), then evaluate what the newest checkpoint holds."""
     run_dir = folder / f"seed-{seed}"
     start = time.monotonic()
+    # a preset of somebody's own: later commands must be told that they may import it
+    allow = ["--allow", arguments[0]] if ":" in arguments[0] else []
     if longer:
-        train = [sys.executable, "-m", "worldmodel", "resume", str(run_dir), *longer]
+        train = [sys.executable, "-m", "worldmodel", "resume", str(run_dir), *allow, *longer]
     else:
         where = ["--run-dir", str(run_dir), "--seed", str(seed)]
         train = [sys.executable, "-m", "worldmodel", "train", *arguments, *where]
@@ -45,7 +47,7 @@ def one_run(folder: Path, arguments: list[str], seed: int, episodes: int, longer
     seconds = time.monotonic() - start
     # a busy machine takes longer; its processor does not
     cpu_seconds = used.ru_utime + used.ru_stime
-    command = [sys.executable, "-m", "worldmodel", "eval", str(run_dir), "--episodes", str(episodes), "--json"]
+    command = [sys.executable, "-m", "worldmodel", "eval", str(run_dir), *allow, "--episodes", str(episodes), "--json"]
     final = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout)
     scores = [json.loads(line) for line in (run_dir / "scores.jsonl").read_text().splitlines()]
     metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +17,8 @@ from worldmodel import cli
 from worldmodel.errors import UserError
 from worldmodel.sweep import engines, run, search
 from worldmodel.sweep.plan import Job, find_state, make_jobs, parse_grid, parse_seeds
+
+ROOT = Path(__file__).parents[2]
 
 
 def evaluate(job: Job, steps: int, return_: float) -> None:
@@ -243,6 +247,30 @@ def test_a_search_that_was_interrupted_finishes_what_it_chose(tmp_path: Path) ->
     tried = search.maximise(spaces, score=fail_or_score, **given)
     assert chosen[0] == chosen[1] and [trial.value for trial in tried] == [1.0, None, None]
     assert 5 <= int(chosen[-1]) <= 20
+
+
+@pytest.mark.slow
+def test_a_sweep_on_ray_saves_itself_when_it_is_asked_to_end_and_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    tiny = ["--train.steps", "3000", "--train.train-ratio", "4", "--train.eval-episodes", "1", "--train.eval-every"]
+    tiny += ["0", "--train.threads", "1", "--train.checkpoint-steps", "200", "--agent.imagination", "2"]
+    command = [sys.executable, "-m", "worldmodel", "sweep", "quickstart", "--on", "ray", "--out", "out", *tiny]
+    # at the niceness that Ray gives its workers, a busy machine would never come to them
+    where: dict[str, Any] = {
+        "cwd": tmp_path, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT,
+        "env": {**os.environ, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"},
+    }
+    first = subprocess.Popen(command, **where)
+    saved = tmp_path / "out/seed=0/checkpoints/000000000200"
+    while not saved.exists():
+        with pytest.raises(subprocess.TimeoutExpired):
+            first.wait(timeout=0.5)
+    first.terminate()
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == 143 and "seed=0: no evaluation yet; exit code 143" in said, said
+    second = subprocess.run(command, timeout=240, **where)
+    log = (tmp_path / "out/seed=0.log").read_text()
+    assert second.returncode == 0 and "3,000 decisions, " in log and "resumed" in log, second.stdout + log
 
 
 @pytest.mark.slow

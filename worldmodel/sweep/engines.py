@@ -118,7 +118,10 @@ def execute(job: Job, cwd: str) -> int:
     """Run a job to its end, for a task of Ray; a task that is cancelled asks the run to save itself."""
     process = begin(job, {}, cwd)
     try:
-        return process.wait()
+        # Ray's interrupt is no signal: it waits until Python runs again, and does not end a wait for a process
+        while (code := process.poll()) is None:
+            time.sleep(POLL)
+        return code
     except BaseException:
         process.terminate()
         process.wait()
