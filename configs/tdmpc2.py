@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from worldmodel import published
 from worldmodel.agents.tdmpc2.agent import TDMPC2Config
 from worldmodel.agents.tdmpc2.policy import PriorConfig
 from worldmodel.agents.values.ensemble_q import EnsembleQConfig
-from worldmodel import published
 from worldmodel.config import Run
 from worldmodel.envs.dmc import DMCConfig
 from worldmodel.envs.gym import GymConfig
