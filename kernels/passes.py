@@ -37,12 +37,13 @@ def size(tensors: Sequence[Tensor | None]) -> int:
 
 def passes(
     row: str, call: Callable[..., Sequence[Tensor | None]], inputs: Sequence[Tensor], device: torch.device, *,
-    operations: int, kernel: str = "",
+    operations: int, constants: Sequence[Tensor] = (), kernel: str = "",
 ) -> Cases:
     """``call(*inputs)`` without gradient, and with that of the sum of all outputs.
 
-    A backward pass reads inputs and gradients of outputs, and writes gradients of inputs; its operations count as twice
-    the ``operations`` of the forward pass. On a GPU the first case also has the time of a copy of as many bytes.
+    ``constants`` are what ``call`` reads besides. A backward pass reads inputs, constants and gradients of outputs, and
+    writes gradients of inputs; its operations count as twice the ``operations`` of the forward pass. On a GPU the first
+    case also has the time of a copy of as many bytes.
     """
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
 
@@ -55,15 +56,15 @@ def passes(
         return torch.autograd.grad(outputs, leaves, [torch.ones_like(out) for out in outputs])
 
     with dispatch.using("reference"):
-        read, written = size(leaves), size(forward())
+        read, given, written = size(leaves), size(constants), size(forward())
     alone = dispatch.implementations(forward, device, kernel)
     if device.type == "cuda":
-        source = torch.zeros((read + written) // 2, dtype=torch.uint8, device=device)
+        source = torch.zeros((read + given + written) // 2, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         alone["copy of as many bytes"] = lambda: target.copy_(source)
     return {
-        f"{row}, forward": Case(alone, read + written, operations),
+        f"{row}, forward": Case(alone, read + given + written, operations),
         f"{row}, forward and backward": Case(
-            dispatch.implementations(both, device, kernel), 3 * read + 2 * written, 3 * operations
+            dispatch.implementations(both, device, kernel), 3 * read + 2 * given + 2 * written, 3 * operations
         ),
     }

@@ -23,5 +23,6 @@ def cases(device: torch.device) -> Cases:
             segments = (torch.rand(batch, length, device=device) < 0.02).cumsum(1).int()
             call = functools.partial(causal_conv1d, segments=segments, state=state)
             row = f"{batch} x {length}, {str(dtype)[6:]}"
-            out |= passes(row, call, (x, weight, bias), device, operations=12 * x.numel())
+            constants, work = (segments, state), 12 * x.numel()
+            out |= passes(row, call, (x, weight, bias), device, operations=work, constants=constants)
     return out

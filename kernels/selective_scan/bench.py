@@ -27,5 +27,8 @@ def cases(device: torch.device) -> Cases:
             call = functools.partial(selective_scan, segments=segments, state=state, return_states=states)
             row = f"{batch} x {length}, D 1024, N {size}{', every state' * states}, {str(dtype)[6:]}"
             arguments = (x, dt, A, B, C, D)
-            out |= passes(row, call, arguments, device, operations=7 * size * x.numel(), kernel="selective_scan")
+            out |= passes(
+                row, call, arguments, device, operations=7 * size * x.numel(), constants=(segments, state),
+                kernel="selective_scan",
+            )
     return out

@@ -27,5 +27,8 @@ def cases(device: torch.device) -> Cases:
             call = functools.partial(ssd_scan, segments=segments, state=state, return_states=states)
             row = f"{batch} x {length}, H {heads}, N {size}{', every state' * states}, {str(dtype)[6:]}"
             arguments = (x, dt, A, B, C, D)
-            out |= passes(row, call, arguments, device, operations=5 * size * x.numel(), kernel="ssd_scan")
+            out |= passes(
+                row, call, arguments, device, operations=5 * size * x.numel(), constants=(segments, state),
+                kernel="ssd_scan",
+            )
     return out

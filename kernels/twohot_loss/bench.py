@@ -22,7 +22,8 @@ def cases(device: torch.device) -> Cases:
     out: Cases = {}
     bins = torch.linspace(-20, 20, 255, device=device)
     for rows in (3840, 15360):
-        call = functools.partial(loss, target=5 * torch.randn(rows, device=device), bins=bins)
-        logits = torch.randn(rows, 255, device=device)
-        out |= passes(f"{rows} x 255", call, [logits], device, operations=4 * logits.numel())
+        target, logits = 5 * torch.randn(rows, device=device), torch.randn(rows, 255, device=device)
+        call = functools.partial(loss, target=target, bins=bins)
+        work = 4 * logits.numel()
+        out |= passes(f"{rows} x 255", call, [logits], device, operations=work, constants=[target])
     return out

@@ -28,8 +28,8 @@ def cases(device: torch.device) -> Cases:
     out: Cases = {}
     for name, shape in SIZES.items():
         posterior, prior = torch.randn(2, *shape, device=device)
-        drawn = functools.partial(sample, noise=torch.rand(shape[:2], device=device))
-        count = posterior.numel()
-        out |= passes(f"sample, {name}", drawn, [posterior], device, operations=11 * count)
+        noise, count = torch.rand(shape[:2], device=device), posterior.numel()
+        drawn = functools.partial(sample, noise=noise)
+        out |= passes(f"sample, {name}", drawn, [posterior], device, operations=11 * count, constants=[noise])
         out |= passes(f"KL both ways, {name}", kl, [posterior, prior], device, operations=16 * count)
     return out
