@@ -65,11 +65,19 @@ RUNS: dict[str, tuple[str, ...]] = {
     "50m-pixels": (*PIXELS, "--size", "50m"),
     "50m-pixels-barlow": (*PIXELS, "--size", "50m", *BARLOW),
 }
-"""What updates are measured of."""
+"""What updates are measured of, and beside a peer."""
+CORES: dict[str, tuple[str, ...]] = {
+    "12m-pixels-mamba": (*PIXELS, "--size", "12m", "--core", "mamba"),
+    "12m-pixels-transformer": (*PIXELS, "--size", "12m", "--core", "transformer"),
+    "drama": ("drama", "--task", "boxing"),
+    "storm": ("storm", "--task", "boxing"),
+}
+"""The same of the other cores: of the RSSM's size, and as published, with 1,024 dreams of 16 steps."""
 LEARNING: dict[str, tuple[float, tuple[str, ...]]] = {
     "walker_stand": (20, (*PIXELS, "--task", "walker_stand", "--train.steps", "32000")),
     "cartpole_swingup": (36, (*PIXELS, "--task", "cartpole_swingup", "--train.steps", "60000")),
     "boxing": (20, ("atari100k", "--task", "boxing", "--size", "12m")),
+    "boxing_drama": (60, ("drama", "--task", "boxing")),
 }
 """Minutes and words of each run: far enough for the marks that tell a learner from a broken one."""
 
@@ -79,7 +87,7 @@ def steps() -> list[Step]:
     kernels = sorted(path.parent.name for path in (ROOT / "kernels").glob("*/bench.py"))
     return [
         Step(name="tests", minutes=4, words=(), kind="tests"),
-        *(Step(name=f"update/{name}", minutes=1.5, words=("update", *words)) for name, words in RUNS.items()),
+        *(Step(name=f"update/{name}", minutes=1.5, words=("update", *words)) for name, words in (RUNS | CORES).items()),
         Step(
             name="update/12m-pixels-float32", minutes=1.5,
             words=("update", *RUNS["12m-pixels"], "--agent.precision", "float32"),
