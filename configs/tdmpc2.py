@@ -12,6 +12,7 @@ from worldmodel.agents.values.ensemble_q import EnsembleQConfig
 from worldmodel.config import Run
 from worldmodel.envs.dmc import DMCConfig
 from worldmodel.envs.gym import GymConfig
+from worldmodel.envs.stack import StackConfig
 from worldmodel.envs.toys import ToyConfig
 from worldmodel.models.implicit import ImplicitModelConfig
 from worldmodel.nn.encoders import PatchEncoderConfig
@@ -54,9 +55,11 @@ def tdmpc2(
     size: Size = "5m",
     mode: Mode = "default",
     obs: Literal["state", "pixels"] = "state",
+    render: Literal["gl", "gl-fast", "ray"] = "gl",
     actions: Literal["continuous", "discrete"] = "continuous",
 ) -> Run:
-    """A DMC task ("cup_catch"), "catch" or "glide", or a Gymnasium id ("Pendulum-v1"; say which actions it has).
+    """A DMC task ("cup_catch"), "catch" or "glide", or a Gymnasium id ("Pendulum-v1"; say which actions it has). Images
+    are the newest three.
 
     "parity" is the authors' code with its quirks, each a switch of its own. "default" is ours: the entropy of actions
     and not of what the tanh squashes, the two drawn Q-functions alone computed, predicted ends as probabilities,
@@ -72,16 +75,20 @@ def tdmpc2(
     nano = size == "nano"
     batch = 128 if nano else 256
     length = agent.planner.horizon + 1
-    env: Any = ToyConfig(task=task) if toy else GymConfig(id=task)  # type: ignore[arg-type]  # a task of TOYS
+    env: Any = GymConfig(id=task)
+    if toy:
+        env = StackConfig(env=ToyConfig(task=task), frames=3)  # type: ignore[arg-type]  # a task of TOYS
     seeding, steps = 1_000, TOYS.get(task, 200_000)
     answer = "nobody's: there is no table of TD-MPC2 for this task"
     if known and not toy:
-        env = DMCConfig(task=task, obs="pixels" if pixels else "proprio", repeat=2)
+        env = DMCConfig(task=task, obs="pixels" if pixels else "proprio", render=render, repeat=2)
+        if pixels:
+            env = StackConfig(env=env, frames=3)
         # five episodes of 500 decisions
         seeding, steps = 2_500, 50_000 if nano else 500_000
         view = "64 x 64 pixels, three frames" if pixels else "state"
         full = task.replace("cup_", "ball_in_cup_") if task.startswith("cup_") else task
-        what = f"TD-MPC2 5M, DMC from {view}, repeat 2, at 1M frames ({size}, {mode})"
+        what = f"TD-MPC2 5M, DMC from {view}, repeat 2, at 1M frames (this run: {size}, {mode})"
         benchmark = "dmc_vision" if pixels else "dmc_proprio"
         answer = published.answer(benchmark, "tdmpc2", full, what, frames=1_000_000)
     return Run(

@@ -50,6 +50,7 @@ CASES = [
     f"atari100k {NANO} {SHORT} --core mamba",
     f"tdmpc2 {NANO} {SHORT} --task cartpole_balance --train.first-updates 2",
     f"tdmpc2 {NANO} {SHORT} --task cup_catch --mode parity --train.first-updates 1",
+    f"tdmpc2 {NANO} --env.env.max-frames 24 --obs pixels --render ray --train.first-updates 0",
     f"tdmpc2 {NANO} --task catch --train.first-updates 0",
     f"tdmpc2 {NANO} --task glide --mode parity --train.first-updates 0",
     f"tdmpc2 {NANO} --task CartPole-v1 --actions discrete --train.first-updates 0",
