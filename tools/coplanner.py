@@ -1,10 +1,12 @@
 """COPlanner beside plain Dreamer on Glide against the wind, with a region that random play never visits.
 
     python tools/coplanner.py --folder RUNS --seeds 0 --select none acting both --steps 12000
+    python tools/coplanner.py --cost
 
 Trains ``coplanner --task glide --env.course upwind`` with each ``--select`` and seed (what is finished is kept), then
 asks every checkpoint how unsure it is along an expert's way from the left of the room to the right. Writes
 docs/results/coplanner_glide.json with curves, the processor time of each run, commit, machine and versions.
+With --cost, docs/results/coplanner_cost.json: processor time of an update and of a decision, by what is selected.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ import platform
 import resource
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from worldmodel import runs, tree
+from worldmodel import presets, runs, tree
+from worldmodel.bench.setup import filled_replay, random_step
 from worldmodel.envs.toys.base import ToyConfig, expert
 from worldmodel.rng import Stream
 from worldmodel.train.manifest import provenance
@@ -103,27 +108,65 @@ def result(folder: Path, select: str, seed: int) -> dict[str, Any]:
     }
 
 
+def cost(rounds: int = 12) -> list[dict[str, Any]]:
+    """Processor milliseconds of an update of 16 x 16 steps and of a decision of 8 environments, blocks in turn."""
+    torch.set_num_threads(1)
+    subjects, spent = [], []
+    for select, fraction in (("none", 0.0), ("acting", 0.0), ("both", 0.25), ("both", 1.0)):
+        run = presets.find_preset("coplanner").build({"task": "glide", "select": select})
+        config = run.agent
+        if fraction:
+            config = replace(config, dreaming=replace(config.dreaming, fraction=fraction))
+        toys = run.env.build_batch(8)
+        agent = config.build(toys.spec)
+        replay = filled_replay(run.replay, toys.spec, agent, 8, 1000, device=torch.device("cpu"), seed=0)
+        subjects.append((agent, replay.sample(), random_step(toys.spec, 8, 1), agent.initial(8)))
+        spent.append({"select": select, "share_of_dreams": fraction, "update_ms": [], "decision_ms": []})
+    for turn in range(rounds + 1):
+        for (agent, batch, step, carry), row in zip(subjects, spent):
+            before = time.process_time()
+            agent.learn(batch)
+            between = time.process_time()
+            for _ in range(10):
+                agent.act(carry, step, explore=True)
+            if turn:  # the first is for warming up
+                row["update_ms"].append(1e3 * (between - before))
+                row["decision_ms"].append(1e2 * (time.process_time() - between))
+    return [{k: round(float(np.median(x)), 2) if isinstance(x, list) else x for k, x in row.items()} for row in spent]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("runs/coplanner"))
+    parser.add_argument("--cost", action="store_true", help="measure updates and decisions alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--select", nargs="+", default=["none", "acting", "both"])
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "coplanner_glide.json")
     parser.add_argument("extra", nargs="*", help="further options of every run, after --")
     args = parser.parse_args()
+    machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "load": os.getloadavg()}
+    command = " ".join(["python", "tools/coplanner.py", *sys.argv[1:]])
+    if args.cost:
+        what = "coplanner --task glide, one thread, processor milliseconds, medians of blocks in turn"
+        document = {
+            "command": command, "what": what, "machine": machine, "provenance": provenance(), "rows": cost()
+        }
+        (ROOT / "docs/results/coplanner_cost.json").write_text(json.dumps(document, indent=1) + "\n")
+        print(*document["rows"], sep="\n")
+        return 0
     args.folder.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for select in args.select:
             train(args.folder, select, seed, args.steps, args.extra)
     found = [result(args.folder, select, seed) for seed in args.seeds for select in args.select]
     document = {
-        "command": " ".join(["python", "tools/coplanner.py", *sys.argv[1:]]),
+        "command": command,
         "what": "coplanner --task glide --env.course upwind: Dreamer with an idle ensemble (none), optimistic when it "
         "acts (acting), and conservative in dreams too (both); random play 0.06, expert 37.6",
         "evaluation": "50 episodes by the mode of the policy, which is the plain policy in all of them",
         "disagreement_by_place": "raw, mean over an expert's steps: left of 0.2 (where episodes begin), to 0.5, beyond",
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "load": os.getloadavg()},
+        "machine": machine,
         "provenance": provenance(),
         "runs": found,
     }
