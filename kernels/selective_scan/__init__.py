@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.kernels.dispatch import backend
-from worldmodel.kernels.selective_scan import reference
+from worldmodel.kernels.selective_scan import chunked
 
 
 class Scanned(NamedTuple):
@@ -76,7 +76,7 @@ def selective_scan(
         is_plain = begins and not return_states
         return Scanned(*mamba_ssm.selective_scan(x, dt, A, B, C, D, is_plain=is_plain), None)
     if chosen == "reference":
-        y, states = reference.selective_scan(x, dt, A, B, C, D, segments, state)
+        y, states = chunked.selective_scan(x, dt, A, B, C, D, segments, state)
         return Scanned(y, states[:, -1], states if return_states else None)
     from worldmodel.kernels.selective_scan.triton import selective_scan_op
 

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba-1, step by step: the specification of ``selective_scan``, and what runs on CPUs."""
+"""The selective scan of Mamba-1, step by step: the specification of ``selective_scan``."""
 
 from __future__ import annotations
 

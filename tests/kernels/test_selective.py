@@ -48,6 +48,12 @@ def scanned(segments: Tensor, return_states: bool):
     return call
 
 
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 100, 257])
+def test_chunks_are_the_loop_over_steps(length: int) -> None:
+    segments = segment_ids(is_first(2, length))
+    assert_same(scanned(segments, True), looped(segments, True), make(2, length))
+
+
 @pytest.mark.parametrize(("length", "return_states"), [(1, False), (16, False), (17, False), (1, True), (17, True)])
 def test_triton_is_the_loop_over_steps(triton_kernels: torch.device, length: int, return_states: bool) -> None:
     segments = segment_ids(is_first(2, length)).to(triton_kernels)
