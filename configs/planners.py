@@ -2,7 +2,7 @@
 
 A budget is a number of trajectories of ``horizon`` model steps, about as many as a decision may look at (iCEM's
 protocol: 100, 300, 500, 4000). What a decision really took, a planner says itself ("evaluations"); a tree takes one
-step for each simulation, of which there are 64 at most. Nothing here was tuned to a task.
+step for each simulation, of which there are 32 at most. Nothing here was tuned to a task.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ CONTINUOUS = (
 )
 DISCRETE = ("categorical", "muzero", "gumbel")
 NEEDS_POLICY = ("policy_mppi", "hybrid")
+NEEDS_GRADIENT = ("gradient", "hybrid", "gradcem")
 NEEDS_VALUE = ("sampled_gumbel", "muzero", "gumbel")
 
 
@@ -45,20 +46,25 @@ def predictive(trajectories: int = 300, horizon: int = 12) -> Planner:
 
 def mppi(trajectories: int = 300, horizon: int = 12) -> Planner:
     """The softmax-weighted mean of noisy copies."""
-    return MPPI(horizon=horizon, samples=max(1, trajectories // 3), iterations=3)
+    iterations = _iterations(trajectories)
+    return MPPI(
+        horizon=horizon, samples=max(1, trajectories // iterations), iterations=iterations, std=0.3, temperature=0.02
+    )
 
 
 def cem(trajectories: int = 300, horizon: int = 12) -> Planner:
     """A Gaussian refitted to its elites."""
-    samples = max(2, trajectories // 3)
-    return CEM(horizon=horizon, samples=samples, elites=max(2, samples // 8), iterations=3)
+    iterations = _iterations(trajectories)
+    samples = max(2, trajectories // iterations)
+    return CEM(horizon=horizon, samples=samples, elites=max(2, samples // 8), iterations=iterations)
 
 
 def icem(trajectories: int = 300, horizon: int = 12) -> Planner:
     """CEM with coloured noise that keeps its elites."""
-    # populations of n, n / 1.25 and n / 1.25^2, and kept elites
-    samples = max(2, round(trajectories / 2.6))
-    return ICEM(horizon=horizon, samples=samples, elites=max(2, min(10, samples // 5)), iterations=3)
+    iterations = _iterations(trajectories)
+    # populations of n, n / 1.25, n / 1.25^2, ..., and in each some three kept elites
+    samples = max(2, round((trajectories - 3 * iterations) / sum(1.25**-i for i in range(iterations))))
+    return ICEM(horizon=horizon, samples=samples, elites=max(2, min(10, samples // 5)), iterations=iterations)
 
 
 def policy_mppi(trajectories: int = 300, horizon: int = 5) -> Planner:
@@ -89,23 +95,24 @@ def gradcem(trajectories: int = 300, horizon: int = 12) -> Planner:
 
 def sampled_gumbel(trajectories: int = 300, horizon: int = 5) -> Planner:
     """Tree search over sampled actions."""
-    return SampledGumbelMuZero(simulations=min(64, trajectories), max_depth=horizon, gumbel_scale=0.0)
+    return SampledGumbelMuZero(simulations=min(32, trajectories), max_depth=horizon, gumbel_scale=0.0)
 
 
 def categorical(trajectories: int = 300, horizon: int = 12) -> Planner:
     """CEM over discrete actions."""
-    samples = max(2, trajectories // 3)
-    return CategoricalCEM(horizon=horizon, samples=samples, elites=max(2, samples // 8), iterations=3)
+    iterations = _iterations(trajectories)
+    samples = max(2, trajectories // iterations)
+    return CategoricalCEM(horizon=horizon, samples=samples, elites=max(2, samples // 8), iterations=iterations)
 
 
 def muzero(trajectories: int = 300, horizon: int = 12) -> Planner:
     """Tree search by PUCT."""
-    return MuZero(simulations=min(64, trajectories), max_depth=horizon)
+    return MuZero(simulations=min(32, trajectories), max_depth=horizon)
 
 
 def gumbel(trajectories: int = 300, horizon: int = 12) -> Planner:
     """Tree search by sequential halving."""
-    return GumbelMuZero(simulations=min(64, trajectories), max_depth=horizon, gumbel_scale=0.0)
+    return GumbelMuZero(simulations=min(32, trajectories), max_depth=horizon, gumbel_scale=0.0)
 
 
 def exploring(planner: Any) -> Any:
@@ -122,6 +129,10 @@ def evaluated(agent: Any, planner: Any) -> PlannerAgentConfig:
     if isinstance(agent, PlannerAgentConfig):
         return replace(agent, evaluate=planner)
     return PlannerAgentConfig(agent=agent, evaluate=planner)
+
+
+def _iterations(trajectories: int) -> int:
+    return 3 if trajectories < 300 else 5 if trajectories < 2000 else 10
 
 
 def _restarts(trajectories: int) -> int:

@@ -69,6 +69,51 @@ class KernelBenchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannerBenchOptions:
+    """The same planners on known systems (analytic), on the truth of environments (truth), on the models of trained
+    agents (runs), and against the clock (latency)."""
+
+    layers: tyro.conf.Positional[
+        Annotated[tuple[Literal["analytic", "truth", "runs", "latency"], ...], tyro.conf.arg(metavar="LAYER...")]
+    ]
+    """What to measure."""
+    planners: tuple[str, ...] = ()
+    """Some of `worldmodel list planners`, and yours, FILE:NAME; all shipped ones where none is given."""
+    budgets: tuple[int, ...] = (100, 500)
+    """Trajectories that a decision may look at."""
+    seeds: int = 5
+    """Seeds of planners."""
+    episodes: int = 10
+    """Episodes of each seed; all planners and seeds begin in the same states."""
+    problems: tuple[str, ...] = ()
+    """analytic: some of the problems, and yours, FILE:NAME; all shipped ones where none is given."""
+    tasks: tuple[str, ...] = ("cartpole_swingup", "catch", "glide")
+    """truth: tasks of the Control Suite and toys."""
+    frames: int = 1000
+    """truth: longest episode of the Control Suite."""
+    runs: tuple[Path, ...] = ()
+    """runs: folders of trained agents."""
+    allow: tuple[str, ...] = ()
+    """runs: modules or files outside of worldmodel that their configurations may use; they are imported."""
+    presets: tuple[str, ...] = ("quickstart", "quickstart --task glide")
+    """latency: presets with their options, a word each."""
+    batches: tuple[int, ...] = (1, 8, 64)
+    """latency: environments that are acted for at once."""
+    seconds: float = 4.0
+    """latency: about how long a row takes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """latency: where."""
+    out: Path = Path("planners")
+    """Folder for planners.json, planners.md, planners.html and a picture for each layer."""
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("name what to measure: analytic, truth, runs or latency")
+        if "runs" in self.layers and not self.runs:
+            raise ValueError("the layer runs measures trained agents; give their folders, --runs RUN...")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
     """Options of ``resume`` that are not part of the run."""
 

@@ -23,12 +23,13 @@ from worldmodel.arguments import (
     InfoOptions,
     KernelBenchOptions,
     ListOptions,
+    PlannerBenchOptions,
     ReportOptions,
     ResumeOptions,
     SweepOptions,
     TrainOptions,
 )
-from worldmodel.bench import AGAINST, KERNELS, PARTS
+from worldmodel.bench import AGAINST, KERNELS, PARTS, PLANNERS
 from worldmodel.errors import DivergenceError, StorageError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -186,8 +187,10 @@ def bench(argv: list[str]) -> int:
     part, (name, rest) = argv[0], _preset(argv[1:])
     if part == KERNELS:
         return _bench_kernels(argv[1:])
+    if part == PLANNERS:
+        return _bench_planners(argv[1:])
     if part not in PARTS:
-        raise UserError(unknown("part to measure", part, (*PARTS, KERNELS)))
+        raise UserError(unknown("part to measure", part, (*PARTS, KERNELS, PLANNERS)))
     # Threads that spin while they wait slow down whoever shares the machine, a peer that is measured in turn too; torch
     # reads this once, when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -236,6 +239,33 @@ def _bench_kernels(argv: list[str]) -> int:
     _show(kernels.table(found))
     if asked.json:
         write(Path(asked.json), found)
+    return 0
+
+
+def _bench_planners(argv: list[str]) -> int:
+    """``worldmodel bench planners LAYER... [--runs RUN...] [--planners NAME...] [--out DIR]``."""
+    asked = options.parse(PlannerBenchOptions, argv, prog="worldmodel bench planners")
+    allow = [presets.module_name(where) for where in asked.allow]
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from worldmodel.bench.planners import document
+    from worldmodel.bench.planners.contest import Contest
+    from worldmodel.bench.timing import Plan
+
+    try:
+        contest = Contest(
+            planners=asked.planners, budgets=asked.budgets, seeds=asked.seeds, episodes=asked.episodes, say=_note
+        )
+        plan = Plan(seconds=asked.seconds)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    found = document.measure(
+        asked.layers, contest, problems=asked.problems, tasks=asked.tasks, frames=asked.frames, folders=asked.runs,
+        allow=allow, chosen=asked.presets, batches=asked.batches, plan=plan, device=asked.device,
+        said={"command": shlex.join(["worldmodel", "bench", PLANNERS, *argv])},
+    )
+    written = document.write(asked.out, found)
+    print(document.markdown(found))
+    print(f"\n{', '.join(str(path) for path in written)}")
     return 0
 
 
@@ -346,6 +376,7 @@ Measure a part of a run on this machine, on random content. PART is one of
   replay   milliseconds of drawing and adding
   act      latency of acting by number of environments
   kernels  time of each kernel beside its reference, after its tests; takes kernels instead of a preset
+  planners every planner on known systems, on the truth, on trained agents, and against the clock; takes layers
 
 `worldmodel bench update PRESET --help` lists the options: --json, --against, --seconds, ..., and all of the run's."""
 

@@ -4,5 +4,7 @@ PARTS = ("update", "envs", "replay", "act")
 """What can be measured of a run."""
 KERNELS = "kernels"
 """What is measured without one."""
+PLANNERS = "planners"
+"""What takes layers instead: returns and latency of planners."""
 AGAINST = ("update", "replay")
 """What can be measured beside a peer."""

@@ -29,13 +29,13 @@ class PhysicsSimulation:
     """Implements ``specs.Simulation`` for one task of the suite."""
 
     def __init__(self, spec: EnvSpec, *, threads: int = 0) -> None:
-        """Args: threads that rollouts run on; 0: every core there is, up to 8."""
+        """Args: threads that rollouts run on; 0: every core there is, up to 8, or just this one where there are two."""
         self._spec = spec
         self._mujoco = load_mujoco()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._threads = threads or min(8, cores)
+        self._threads = threads or (min(8, cores) if cores > 2 else 1)
         rollout = importlib.import_module("mujoco.rollout")
-        self._rollout = rollout.Rollout(nthread=self._threads)
+        self._rollout = rollout.Rollout(nthread=self._threads if self._threads > 1 else 0)
         self._kind = self._mujoco.mjtState.mjSTATE_FULLPHYSICS.value
         self._models: list[Any] = []
         self._asked: list[tuple[Any, Any]] = []

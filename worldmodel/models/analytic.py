@@ -22,7 +22,7 @@ class Point:
     """(..., n)."""
 
 
-class _Analytic(nn.Module):
+class Analytic(nn.Module):
     """What fully observed models have in common: they see ``obs["vector"]`` and learn nothing."""
 
     origin: Tensor
@@ -47,7 +47,7 @@ class _Analytic(nn.Module):
         return {}, Point(x=batch.obs["vector"])
 
 
-class LinearQuadratic(_Analytic):
+class LinearQuadratic(Analytic):
     """x' = A x + B a, reward -(x'Qx + a'Ra). Implements ``WorldModel[Point]``.
 
     >>> model = double_integrator()
@@ -95,7 +95,7 @@ def double_integrator(*, seconds: float = 0.1, effort: float = 0.1) -> LinearQua
     return LinearQuadratic(a, torch.tensor([[0.0], [seconds]]), torch.eye(2), effort * torch.eye(1))
 
 
-class Pendulum(_Analytic):
+class Pendulum(Analytic):
     """Gymnasium's Pendulum-v1: (cos, sin, speed), actions in [-1, 1] for torques in [-2, 2]. Implements
     ``WorldModel[Point]``."""
 

@@ -168,6 +168,27 @@ def by_task(title: str, rows: Sequence[tuple[Line, dict[str, np.ndarray]]], unit
     return _png(figure)
 
 
+def front(title: str, points: Sequence[tuple[str, float, float, float, float]], unit: str) -> bytes:
+    """Scores over costs (label, cost, score, low, high), and the line of those that nothing cheaper beats."""
+    figure, axes = _figure(8.0, 5.4)
+    best, line = -np.inf, []
+    for name, cost, score, low, high in sorted(points, key=lambda point: (point[1], -point[2])):
+        is_best = score > best
+        best = max(best, score)
+        if is_best:
+            line.append((cost, score))
+        colour = COLOURS[0] if is_best else GREYS[1]
+        axes.vlines(cost, low, high, color=colour, linewidth=1.5, alpha=0.5)
+        axes.plot(cost, score, marker="o", color=colour, zorder=3)
+        axes.annotate(name, (cost, score), xytext=(5, 3), textcoords="offset points", fontsize=7, color=colour)
+    axes.step(*zip(*line), where="post", color=COLOURS[0], linewidth=1.0, alpha=0.6)
+    axes.set_xscale("log")
+    axes.set_xlabel(unit)
+    axes.set_ylabel("normalised score (IQM, 95 % interval)")
+    axes.set_title(title)
+    return _png(figure)
+
+
 def require() -> None:
     """Raises: UserError where matplotlib is missing, naming the extra that brings it."""
     try:
