@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import presets, tree
-from worldmodel.errors import UserError
+from worldmodel.errors import UserError, unknown
 from worldmodel.planning.objectives import WORST
 from worldmodel.protocols import PlanningObjective
 from worldmodel.rng import Stream
@@ -45,7 +45,13 @@ class Contest:
             raise ValueError(f"--budgets must be at least 4 trajectories each, got {list(self.budgets)}")
 
     def names(self, kind: str, *, policy: bool = False, value: bool = False, gradient: bool = True) -> list[str]:
-        """Planners for one kind of actions, and for what there is besides a model; a user's own always."""
+        """Planners for one kind of actions, and for what there is besides a model; a user's own always.
+
+        Raises: UserError for one that does not exist.
+        """
+        for name in self.planners:
+            if ":" not in name and name not in presets.planners():
+                raise UserError(unknown("planner", name, presets.planners()))
         table: Any = presets.load_module("worldmodel.configs.planners")
         fit = [
             name for name in (table.CONTINUOUS if kind == "continuous" else table.DISCRETE)
