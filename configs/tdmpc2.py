@@ -23,7 +23,7 @@ from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
 
 Size = Literal["nano", "1m", "5m", "19m", "48m", "317m"]
-Mode = Literal["default", "parity"]
+Mode = Literal["default", "parity", "bootstrapped"]
 TOYS: dict[str, int] = {"catch": 16_000, "glide": 48_000}
 """Decisions of each toy."""
 
@@ -63,8 +63,9 @@ def tdmpc2(
 
     "parity" is the authors' code with its quirks, each a switch of its own. "default" is ours: the entropy of actions
     and not of what the tanh squashes, the two drawn Q-functions alone computed, predicted ends as probabilities,
-    evaluation by the plan's mean, images at rest while acting. "nano" is for CPUs: small, 64 samples, 3 iterations,
-    SiLU, no dropout, four environments, and an update after every other decision.
+    evaluation by the plan's mean, images at rest while acting. "bootstrapped" is that with a policy that learns what
+    was planned (BMPC). "nano" is for CPUs: small, 64 samples, 3 iterations, SiLU, no dropout, four environments, and an
+    update after every other decision.
     """
     toy = task in TOYS
     known = toy or not ("-v" in task or "/" in task or ":" in task)
@@ -96,7 +97,7 @@ def tdmpc2(
         agent=agent,
         replay=ReplayConfig(
             capacity=min(1_000_000, steps + 10_000), batch_size=batch, length=length, online_fraction=0.0,
-            min_starts=seeding,
+            min_starts=seeding, memory="steps" if mode == "bootstrapped" else "context",
         ),
         train=TrainConfig(
             # an update after every decision (nano: every other), and when the first is due as many as would have been
@@ -120,6 +121,11 @@ def configured(
             agent, model=replace(agent.model, shifts="always"), policy=replace(agent.policy, entropy="scaled"),
             value=replace(agent.value, evaluates="all"), evaluator=replace(agent.planner, exploration=0.0),
             continuation="threshold",
+        )
+    if mode == "bootstrapped":
+        agent = replace(
+            agent, policy=replace(agent.policy, form="clamped", min_log_std=-3.0, max_log_std=1.0),
+            policy_target="planner", reanalyse_every=10,
         )
     if discrete:
         p = agent.planner

@@ -228,6 +228,39 @@ class SquashedNormal:
         return (-0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
+class ClampedNormal:
+    """Normal(tanh(mean), exp(log_std)) whose samples are cut off at the bounds; independent over the last axis (BMPC).
+
+    Log-probabilities, entropy and KL are those of the normal, which the cut leaves out.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        """Args: mean (..., A) before the tanh, log_std (..., A)."""
+        self.mean, self.log_std = torch.tanh(mean.float()), log_std.float()
+
+    def sample(self) -> Tensor:
+        """(..., A) in [-1, 1], reparameterised inside of them."""
+        return (self.mean + self.log_std.exp() * torch.randn_like(self.mean)).clamp(-1, 1)
+
+    def mode(self) -> Tensor:
+        """(..., A)."""
+        return self.mean
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """(...)"""
+        scaled = (action - self.mean) * torch.exp(-self.log_std)
+        return (-0.5 * scaled.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(...) in nats."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def kl(self, mean: Tensor, std: Tensor) -> Tensor:
+        """(..., A) KL[self || Normal(mean, std)] in nats, of each number."""
+        spread = ((2 * self.log_std).exp() + (self.mean - mean).square()) / (2 * std.square())
+        return std.log() - self.log_std + spread - 0.5
+
+
 def log_slope(u: Tensor) -> Tensor:
     """log |d tanh(u) / du| (...) summed over A, exact at any u: 2 (log 2 - u - softplus(-2 u))."""
     return (2 * (math.log(2) - u - F.softplus(-2 * u))).sum(-1)

@@ -55,6 +55,8 @@ class Batch:
     """(B, T) bool."""
     context: dict[str, Tensor] = field(default_factory=dict)
     """(B, ...) the memory that replay holds of the step *before* step 0; empty where there is none."""
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """(B, T, ...) what replay holds of every step, where it is asked to deliver that (``ReplayConfig.memory``)."""
     index: Tensor | None = None
     """(B, 2) int64, (environment, absolute step) of step 0; what ``Replay.write_back`` and priorities need."""
     weight: Tensor | None = None

@@ -57,6 +57,14 @@ class TDMPC2Config:
     """Further iterations of both where actions have 20 numbers or more."""
     behaviour: Literal["planner", "policy"] = "planner"
     """What acts; the policy alone is the model-free reference."""
+    policy_target: Literal["value", "planner"] = "value"
+    """What the policy learns: to maximise values, or to do what planning did (BMPC, which keeps the plan of every
+    decision in replay; needs ``replay.memory="steps"``, and of continuous actions ``policy.form="clamped"``)."""
+    reanalyse_every: int = 0
+    """Updates between two times that states of a batch are planned anew, and what is kept of them replaced; 0: never.
+    BMPC: 10."""
+    reanalyse_rows: int = 20
+    """Sequences of the batch that are, each in all its steps."""
     continuation: Literal["product", "threshold"] = "product"
     """How planning counts predicted ends: by their probability, or for good once it exceeds 1/2 (TD-MPC2)."""
     seeding: Literal["uniform", "behaviour"] = "uniform"
@@ -81,7 +89,9 @@ class TDMPC2Config:
 
     def __post_init__(self) -> None:
         check_range(self, 0, "discount", "spread_rate", high=1)
-        check_range(self, 0, "more_iterations", "value_scale", "lr", "encoder_rate", "clip", "policy_eps")
+        check_range(self, 0, "reanalyse_every", "more_iterations", "value_scale", "lr", "encoder_rate", "clip")
+        check_range(self, 0, "policy_eps")
+        check_range(self, 1, "reanalyse_rows")
 
     def build(self, spec: EnvSpec, *, device: torch.device | str = "cpu", seed: int = 0) -> TDMPC2:
         return TDMPC2(self, spec, torch.device(device), seed)
@@ -118,13 +128,18 @@ class TDMPC2:
             model=self.model, action=spec.action, discount=self.discount, policy=self.policy,
             value=policy_value(self.policy, self.value.value), bootstrap="last", continuation=config.continuation,
         )
+        self._keeps = config.policy_target == "planner"
+        if self._keeps and spec.action.kind == "continuous" and config.policy.form != "clamped":
+            raise MisfitError('policy_target="planner" compares normals; take policy.form="clamped"')
         self.updates = torch.zeros((), device=device)
         self.bad_streak = torch.zeros((), device=device)
         self.bad_total = torch.zeros((), device=device)
-        self.has_learned = False
-        """Whether any update was made; before, ``seeding`` says what acts."""
+        self.calls = 0
+        """Updates made, for the host: before the first, ``seeding`` says what acts."""
         self.streams = {"learn": Stream(seed=seed * 1000 + 1, device=device)}
-        self.steps: dict[str, Callable[..., Any]] = {"learn": self.learn_step, "act": self.act_step}
+        self.steps: dict[str, Callable[..., Any]] = {
+            "learn": self.learn_step, "act": self.act_step, "reanalyse": self.reanalyse_step
+        }
         self.parts: dict[str, Callable[..., Any]] = {
             "model": self.compute_model_loss, "policy": self.compute_policy_loss, "act": self.compute_action
         }
@@ -138,8 +153,8 @@ class TDMPC2:
 
     @property
     def memory_spec(self) -> dict[str, ArraySpec]:
-        """Nothing: a latent is made of one observation."""
-        return {}
+        """What was planned, where the policy learns that; a latent is made of one observation."""
+        return {"expert": ArraySpec(shape=(self.policy.expert_size,), dtype="float32")} if self._keeps else {}
 
     def initial(self, num_envs: int, *, seed: int = 0) -> Carry:
         """A carry that knows nothing; ``seed`` starts its random stream."""
@@ -150,7 +165,7 @@ class TDMPC2:
         """(N, A) what the planner says, or the policy, or chance while nothing was learned."""
         step = tree.to(step, self.device)
         with Stream(state=carry.rng, device=self.device) as stream:
-            if explore and not self.has_learned and self.config.seeding == "uniform":
+            if explore and not self.calls and self.config.seeding == "uniform":
                 action, plan = self._chance(len(step.reward)), carry.plan
             else:
                 action, plan = self.steps["act"](carry.plan, step.obs, step.is_first, explore=explore)
@@ -187,8 +202,14 @@ class TDMPC2:
         return torch.rand(rows, size, device=self.device) * 2 - 1
 
     def memory(self, carry: Carry) -> dict[str, Tensor]:
-        """{}"""
-        return {}
+        """(N, ...) what was planned for the step just acted on: zeros where nothing was."""
+        return {"expert": self._expert(carry.plan)} if self._keeps else {}
+
+    def _expert(self, plan: Plan) -> Tensor:
+        """(N, E) of a plan's first action."""
+        if self.spec.action.kind == "discrete":
+            return plan.mean[:, 0]
+        return torch.cat([plan.mean[:, 0], plan.std[:, 0]], -1)
 
     # Learning
 
@@ -197,9 +218,26 @@ class TDMPC2:
         overwritten by the next call."""
         if batch.reward.shape[1] < 2:
             raise MisfitError("TD-MPC2 learns from steps and what follows them; take replay.length of at least 2")
-        self.has_learned = True
+        if self._keeps and "expert" not in batch.memory:
+            raise MisfitError('policy_target="planner" learns from plans that replay keeps; take replay.memory="steps"')
+        batch, every = dataclasses.replace(batch, index=None), self.config.reanalyse_every
         with self.streams["learn"]:
-            return self.steps["learn"](dataclasses.replace(batch, index=None))
+            fresh: dict[str, Tensor] = {}
+            if self._keeps and every and self.calls % every == 0:
+                fresh = {"expert": self.steps["reanalyse"](batch)}
+                batch = dataclasses.replace(batch, memory=fresh)
+            self.calls += 1
+            return dataclasses.replace(self.steps["learn"](batch), memory=fresh)
+
+    @torch.no_grad()
+    def reanalyse_step(self, batch: Batch) -> Tensor:
+        """(B, T, E) what was planned, the first rows planned anew, as at the beginning of an episode."""
+        rows, steps = min(self.config.reanalyse_rows, len(batch.reward)), batch.reward.shape[1]
+        obs = {key: x[:rows].flatten(0, 1) for key, x in batch.obs.items()}
+        begin = torch.ones(rows * steps, dtype=torch.bool, device=self.device)
+        blank = tree.to(self.planners[True].initial(rows * steps, self.spec.action.size), self.device)
+        _, plan = self.parts["act"](blank, obs, begin, explore=True)
+        return torch.cat([self._expert(plan).unflatten(0, (rows, steps)), batch.memory["expert"][rows:]])
 
     def learn_step(self, batch: Batch) -> Update:
         """An update between two uses of the random stream: tensors in, tensors out, in place where it learns."""
@@ -207,7 +245,7 @@ class TDMPC2:
         total, states, metrics = self.parts["model"](batch)
         self.optimizer.backward(total)
         model = self.optimizer.step(torch.isfinite(total))
-        loss, told = self.parts["policy"](states)
+        loss, told = self.parts["policy"](states, batch.memory)
         self.policy_optimizer.backward(loss)
         policy = self.policy_optimizer.step(model["healthy"] & torch.isfinite(loss))
         healthy = policy["healthy"]
@@ -261,16 +299,22 @@ class TDMPC2:
         f1 = 2 * hits / (true.sum() + said.sum()).clamp(min=1)
         return {"end/rate": true.float().mean(), "end/f1": f1}
 
-    def compute_policy_loss(self, states: Latent) -> tuple[Tensor, dict[str, Tensor]]:
-        """In one traceable piece: -(Q/S + bonus H), weighted by rho^t, over states (B, T) (TD-MPC2, eq. 4), and
-        metrics. Its gradient is taken to the policy alone."""
+    def compute_policy_loss(self, states: Latent, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """In one traceable piece: the cost of the policy less the bonus of its entropy, weighted by rho^t, over states
+        (B, T), and metrics. The cost is -Q/S (TD-MPC2, eq. 4), or how far it is from what was planned, over the spread
+        of that. Its gradient is taken to the policy alone."""
+        features = self.model.features(states)
         with self._cast():
-            worth, entropy = self.policy.judged(partial(self.value.value, drop=True), self.model.features(states))
-        scale = self.spread(worth[:, 0])
-        loss = -(worth / scale + self.config.policy.bonus * entropy)
+            if self._keeps:
+                cost, entropy = self.policy.taught(features, memory["expert"])
+                metrics = {"policy/gap": cost.detach().mean()}
+            else:
+                worth, entropy = self.policy.judged(partial(self.value.value, drop=True), features)
+                cost, metrics = -worth, {"value/mean": worth.detach().mean()}
+        scale = self.spread(cost[:, 0])
+        loss = cost / scale - self.config.policy.bonus * entropy
         power = torch.arange(loss.shape[1], device=loss.device)
-        metrics = {"value/mean": worth.detach().mean(), "value/scale": scale.clone()}
-        metrics["policy/entropy"] = entropy.detach().mean()
+        metrics |= {"value/scale": scale.clone(), "policy/entropy": entropy.detach().mean()}
         return (loss.mean(0) * self.model.config.rho**power).mean(), metrics
 
     def _cast(self) -> AbstractContextManager[Any]:
@@ -304,7 +348,7 @@ class TDMPC2:
             self.streams[name] = Stream(state=groups["rng"][name].clone(), device=self.device)
         for name, mine in self._counters.items():
             mine.copy_(groups["count"][name])
-        self.has_learned = bool(self.updates > 0)
+        self.calls = int(self.updates)
 
     @property
     def _optimizers(self) -> dict[str, Adam]:

@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import ranks
-from worldmodel.distributions import Categorical, SquashedNormal, log_slope
+from worldmodel.distributions import Categorical, ClampedNormal, SquashedNormal, log_slope
 from worldmodel.nn.normed import Activation, NormedMLP
 from worldmodel.types import ActionSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig:
-    """A squashed normal for continuous actions, a categorical for discrete ones; the defaults are TD-MPC2's 5M."""
+    """A normal for continuous actions, a categorical for discrete ones; the defaults are TD-MPC2's 5M."""
 
     units: int = 512
     layers: int = 2
     activation: Activation = "mish"
+    form: Literal["squashed", "clamped"] = "squashed"
+    """How the normal keeps to the bounds: by a tanh of its samples, or by one of its mean and cutting samples off
+    (BMPC, with log-stds in [-3, 1])."""
     min_log_std: float = -10.0
     max_log_std: float = 2.0
     unimix: float = 0.01
@@ -49,13 +52,14 @@ class Prior(nn.Module):
         outputs = action.size if action.kind == "discrete" else 2 * action.size
         self.net = NormedMLP(feature_dim, config.units, config.layers, outputs, activation=config.activation)
 
-    def forward(self, features: Tensor) -> SquashedNormal | Categorical:
+    def forward(self, features: Tensor) -> SquashedNormal | ClampedNormal | Categorical:
         """(..., F) -> distribution over (..., A)."""
         c, out = self.config, self.net(features)
         if self.action.kind == "discrete":
             return Categorical(out, c.unimix)
         mean, raw = out.float().chunk(2, -1)
-        return SquashedNormal(mean, c.min_log_std + 0.5 * (c.max_log_std - c.min_log_std) * (torch.tanh(raw) + 1))
+        log_std = c.min_log_std + 0.5 * (c.max_log_std - c.min_log_std) * (torch.tanh(raw) + 1)
+        return SquashedNormal(mean, log_std) if c.form == "squashed" else ClampedNormal(mean, log_std)
 
     def judged(self, q: Any, features: Tensor) -> tuple[Tensor, Tensor]:
         """What the policy's actions are worth, with gradient to the policy, and their entropy, (...) both.
@@ -69,9 +73,30 @@ class Prior(nn.Module):
             every = torch.eye(self.action.size, device=features.device).view(-1, *[1] * len(shape[1:]), shape[0])
             worth = q(features.expand(*shape, -1), every.expand(*shape, -1)).detach()
             return (policy.probs * worth.movedim(0, -1)).sum(-1), policy.entropy()
+        if isinstance(policy, ClampedNormal):
+            return q(features, policy.sample()), policy.entropy()
         u, before = policy.draw()
         entropy = -before * self.action.size if self.config.entropy == "scaled" else log_slope(u) - before
         return q(features, torch.tanh(u)), entropy
+
+    def taught(self, features: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
+        """How far the policy is from what planning found, and its entropy, (...) both (BMPC, eq. 8).
+
+        Args: expert: (..., E) of :meth:`expert_size`; zeros where nothing was planned, which stands for chance.
+        """
+        policy = self(features)
+        if isinstance(policy, Categorical):
+            chance = torch.full_like(expert, 1 / expert.shape[-1])
+            found = torch.where(expert.sum(-1, keepdim=True) > 0, expert, chance)
+            return -(found * policy.log_probs).sum(-1), policy.entropy()
+        assert isinstance(policy, ClampedNormal)
+        mean, std = expert.chunk(2, -1)
+        return policy.kl(mean, torch.where(std > 0, std, 1.0)).mean(-1), policy.entropy()
+
+    @property
+    def expert_size(self) -> int:
+        """E: mean and standard deviation of an action, or the probability of each choice."""
+        return self.action.size if self.action.kind == "discrete" else 2 * self.action.size
 
 
 class Spread(nn.Module):

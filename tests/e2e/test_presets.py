@@ -53,6 +53,8 @@ CASES = [
     f"tdmpc2 {NANO} --env.env.max-frames 24 --obs pixels --render ray --train.first-updates 0",
     f"tdmpc2 {NANO} --task catch --train.first-updates 0",
     f"tdmpc2 {NANO} --task glide --mode parity --train.first-updates 0",
+    f"tdmpc2 {NANO} --task glide --mode bootstrapped --train.first-updates 12",
+    f"tdmpc2 {NANO} --task catch --mode bootstrapped --train.first-updates 1",
     f"tdmpc2 {NANO} --task CartPole-v1 --actions discrete --train.first-updates 0",
     f"storm {NANO} {SHORT} --replay.windows 3 --replay.window 2",
     f"drama {NANO} {SHORT} --replay.windows 3 --replay.window 2",

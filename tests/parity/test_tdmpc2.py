@@ -151,7 +151,7 @@ def test_every_head_says_what_theirs_says(agent: TDMPC2) -> None:
 def test_a_plan_is_theirs_at_the_beginning_warm_and_exploring(agent: TDMPC2) -> None:
     obs, _, _ = seen()
     carry = agent.initial(1)
-    agent.has_learned = True
+    agent.calls = 1
     with same_noise():
         for name, first, explore in (("first", True, False), ("second", False, False), ("exploring", False, True)):
             mark, no = torch.tensor([first]), torch.tensor([False])

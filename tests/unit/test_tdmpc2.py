@@ -14,14 +14,17 @@ from worldmodel.agents.tdmpc2.agent import TDMPC2, TDMPC2Config
 from worldmodel.agents.tdmpc2.policy import PriorConfig, Spread
 from worldmodel.agents.values.ensemble_q import EnsembleQConfig
 from worldmodel.configs.tdmpc2 import configured
+from worldmodel.distributions import ClampedNormal
 from worldmodel.errors import MisfitError, UserError
 from worldmodel.models.implicit import ImplicitModelConfig
 from worldmodel.nn.normed import NormedEncoderConfig
 from worldmodel.planning.categorical import CategoricalCEM
 from worldmodel.planning.policy_mppi import PolicyMPPI
 from worldmodel.protocols import Compiles, Imagines, Reacts
+from worldmodel.replay.config import ReplayConfig
+from worldmodel.replay.ring import make_replay
 from worldmodel.rng import Stream
-from worldmodel.types import ActionSpec, Step
+from worldmodel.types import ActionSpec, Step, Update
 
 SEARCH = PolicyMPPI(samples=12, policy_samples=3, elites=4, iterations=2)
 SMALL = TDMPC2Config(
@@ -77,7 +80,7 @@ def test_the_policys_loss_moves_the_policy_alone_and_the_models_everything_else(
     agent.optimizer.backward(total)
     assert reached() == trained.keys() - mine
     agent.optimizer.zero_grad()
-    agent.policy_optimizer.backward(agent.compute_policy_loss(states)[0])
+    agent.policy_optimizer.backward(agent.compute_policy_loss(states, {})[0])
     assert reached() == mine
 
 
@@ -89,7 +92,7 @@ def test_the_policy_goes_where_the_q_functions_say():
         judge = lambda features, action, **_: action[..., 0] * 3 - action[..., 1] * 3  # noqa: E731
         agent.value.value = judge  # type: ignore[method-assign]
         for _ in range(60):
-            loss, _ = agent.compute_policy_loss(states)
+            loss, _ = agent.compute_policy_loss(states, {})
             agent.policy_optimizer._cuts = [(cut, 1e-2) for cut, _ in agent.policy_optimizer._cuts]
             agent.policy_optimizer.backward(loss)
             agent.policy_optimizer.step()
@@ -168,7 +171,7 @@ def test_a_non_finite_update_changes_nothing_but_its_counters():
 def test_it_goes_on_from_its_state_bit_for_bit(make):
     one, other = taught(make()), make(seed=3) if make is made else make()
     other.load_state_dict(one.state_dict())
-    assert other.has_learned
+    assert other.calls == 3
     carry, twin = one.initial(2, seed=4), other.initial(2, seed=4)
     for i in range(3):
         step = now(one, first=i == 0, seed=i)
@@ -231,6 +234,89 @@ def test_a_policy_may_act_without_planning():
     assert not carry.plan.mean.any()
 
 
+CLAMPED = replace(SMALL.policy, form="clamped", min_log_std=-3.0, max_log_std=1.0)
+BOOTSTRAPPED = {"policy": CLAMPED, "policy_target": "planner", "reanalyse_every": 2, "reanalyse_rows": 2}
+
+
+def with_memory(agent: TDMPC2, seed: int = 0):
+    batch = make_batch(agent.spec, 6, 4, seed=seed, firsts=((1, 2),))
+    size = agent.memory_spec["expert"].shape[0]
+    return replace(batch, memory={"expert": torch.rand(6, 4, size, generator=torch.Generator().manual_seed(seed))})
+
+
+def test_a_clamped_normal_is_torchs_normal_but_for_its_samples():
+    mean, log_std = torch.randn(4, 2), torch.randn(4, 2)
+    ours = ClampedNormal(mean, log_std)
+    theirs = torch.distributions.Normal(torch.tanh(mean), log_std.exp())
+    other = torch.distributions.Normal(torch.rand(4, 2), torch.rand(4, 2) + 0.1)
+    torch.testing.assert_close(ours.kl(other.mean, other.stddev), torch.distributions.kl_divergence(theirs, other))
+    torch.testing.assert_close(ours.entropy(), theirs.entropy().sum(-1))
+    action = torch.rand(4, 2)
+    torch.testing.assert_close(ours.log_prob(action), theirs.log_prob(action).sum(-1))
+    assert ours.sample().abs().max() <= 1
+
+
+def test_the_policy_learns_what_was_planned_and_chance_where_nothing_was():
+    for make in (lambda: made(**BOOTSTRAPPED), lambda: bootstrapped_discrete()):
+        agent = make()
+        batch = with_memory(agent)
+        expert = batch.memory["expert"]
+        expert[:] = torch.tensor([0.5, -0.5, 0.2, 0.4] if agent.spec.action.size == 2 else [0.1, 0.7, 0.2])
+        expert[3:] = 0.0
+        agent.policy_optimizer._cuts = [(cut, 1e-2) for cut, _ in agent.policy_optimizer._cuts]
+        states = agent.compute_model_loss(batch)[1]
+        states.z[3:] = 1 - states.z[3:]
+        for _ in range(300):
+            agent.policy_optimizer.backward(agent.compute_policy_loss(states, batch.memory)[0])
+            agent.policy_optimizer.step()
+        policy = agent.policy(states.z)
+        if agent.spec.action.size == 2:
+            near(policy.mean[:3], [0.5, -0.5])
+            near(policy.log_std[:3].exp(), [0.2, 0.4])
+            near(policy.mean[3:], [0.0, 0.0])
+        else:
+            near(policy.probs[:3], [0.1, 0.7, 0.2])
+            near(policy.probs[3:], [1 / 3, 1 / 3, 1 / 3])
+
+
+def near(x: torch.Tensor, row: list[float]) -> None:
+    torch.testing.assert_close(x, torch.tensor(row).expand(x.shape), atol=0.15, rtol=0)
+
+
+def bootstrapped_discrete() -> TDMPC2:
+    spec = replace(vectors(5, 3), action=ActionSpec(kind="discrete", size=3))
+    return made(spec, policy_target="planner", planner=replace(DISCRETE, select="sample"), evaluator=DISCRETE)
+
+
+def test_plans_are_kept_in_replay_and_some_are_made_anew():
+    agent = made(**BOOTSTRAPPED)
+    assert agent.memory_spec["expert"].shape == (4,)
+    carry = agent.initial(2)
+    assert not agent.memory(carry)["expert"].any()
+    batch = with_memory(agent)
+    first, second = agent.learn(batch), agent.learn(batch)
+    assert second.memory == {} and first.memory["expert"].shape == (6, 4, 4)
+    assert torch.equal(first.memory["expert"][2:], batch.memory["expert"][2:])
+    assert not torch.equal(first.memory["expert"][:2], batch.memory["expert"][:2])
+    assert (first.memory["expert"][:2, :, 2:] >= agent.planners[True].min_std).all()
+    _, carry = agent.act(carry, now(agent), explore=True)
+    torch.testing.assert_close(agent.memory(carry)["expert"][:, :2], carry.plan.mean[:, 0])
+
+
+def test_replay_delivers_what_was_planned_for_every_step():
+    agent = made(**BOOTSTRAPPED)
+    config = ReplayConfig(capacity=100, batch_size=5, length=3, memory="steps")
+    replay = make_replay(config, agent.spec, agent.memory_spec, 2, device=torch.device("cpu"), seed=0)
+    for t in range(20):
+        marks = torch.tensor([[t], [100 + t]]).float().expand(2, 4)
+        replay.add(now(agent, first=t == 0), torch.zeros(2, 2), {"expert": marks})
+    batch = replay.sample()
+    want = batch.index[:, :1] * 100 + batch.index[:, 1:] + torch.arange(3)
+    assert torch.equal(batch.memory["expert"][..., 0], want.float())
+    assert torch.equal(batch.context["expert"][:, 0], want[:, 0].float() - 1)
+    replay.write_back(batch, Update(metrics={}, memory={"expert": batch.memory["expert"] + 0.5}))
+
+
 SWITCHES = {
     "entropy": {"policy": replace(SMALL.policy, entropy="scaled")},
     "evaluates": {"value": replace(SMALL.value, evaluates="all")},
@@ -289,10 +375,14 @@ def test_parts_are_traced_as_one_graph_each():
 def test_what_does_not_fit_is_a_sentence():
     with pytest.raises(UserError, match="PolicyMPPI plans continuous actions"):
         agent = made(replace(vectors(5, 3), action=ActionSpec(kind="discrete", size=3)))
-        agent.has_learned = True
+        agent.calls = 1
         agent.act(agent.initial(1), now(agent, 1), explore=False)
     with pytest.raises(MisfitError, match="length of at least 2"):
         made().learn(make_batch(vectors(5, 2), 3, 1, firsts=()))
+    with pytest.raises(MisfitError, match=r'take policy.form="clamped"'):
+        made(policy_target="planner")
+    with pytest.raises(MisfitError, match=r'take replay.memory="steps"'):
+        made(**BOOTSTRAPPED).learn(make_batch(vectors(5, 2), 3, 4, firsts=()))
     for change in ({"discount": 1.5}, {"lr": math.nan}):
         with pytest.raises(ValueError, match=r"must be"):
             replace(SMALL, **change)

@@ -30,6 +30,8 @@ class ReplayConfig:
     """Power of the importance weights of prioritised draws (beta of Schaul et al. 2016); 0: all weights are 1."""
     dfs_temperature: float = 10.0
     """tau of "dfs": a start drawn this many times more often than another is e times less likely."""
+    memory: Literal["context", "steps"] = "context"
+    """What a batch holds of the agent's memory: that of the step before each sequence, or that of all its steps too."""
     windows: int = 0
     """Short sequences beside each batch, for dreams to begin at their ends (``DreamerConfig.starts``); 0: none."""
     window: int = 8

@@ -235,6 +235,7 @@ class RingReplay:
 
         is_first = read("is_first")
         action = self._read_action(rows)
+        every = self._memory_keys if self.config.memory == "steps" else []
         return Batch(
             obs={name.removeprefix("obs/"): read(name) for name in self._obs_keys},
             action=action[:, 1:].contiguous(),
@@ -244,6 +245,7 @@ class RingReplay:
             is_last=read("is_last"),
             is_terminal=read("is_terminal"),
             context={name.removeprefix("memory/"): store.read(name, before, self.device) for name in self._memory_keys},
+            memory={name.removeprefix("memory/"): read(name) for name in every},
             index=index.to(self.device, non_blocking=True),
             weight=None if weight is None else weight.to(self.device, non_blocking=True),
         )

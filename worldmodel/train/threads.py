@@ -58,4 +58,5 @@ def _empty_batch(spec: EnvSpec, memory: dict[str, ArraySpec], lead: tuple[int, i
         obs={key: zeros(array, *lead) for key, array in spec.obs.items()},
         action=action, prev_action=action, reward=torch.zeros(lead), is_first=no, is_last=no, is_terminal=no,
         context={name: zeros(array, lead[0]) for name, array in memory.items()},
+        memory={name: zeros(array, *lead) for name, array in memory.items()},
     )
