@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.kernels.unimix_categorical.reference import softmax
 from worldmodel.nn.blocks import mish
 from worldmodel.nn.encoders import Encoder
 from worldmodel.specs import ArraySpec
@@ -70,7 +71,7 @@ class SimNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D), D a multiple of ``size``; float32."""
-        return torch.softmax(x.unflatten(-1, (-1, self.size)).float(), -1).flatten(-2)
+        return softmax(x.unflatten(-1, (-1, self.size)).float()).flatten(-2)
 
 
 def plain_linear(inputs: int, outputs: int, *, scale: float = 1.0) -> nn.Linear:
