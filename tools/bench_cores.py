@@ -5,7 +5,7 @@ of a planner's candidates that share a window or copy it.
 
 An update is `Dreamer.learn` of the preset quickstart (16 x 16 steps); blocks of the cores alternate, and the time is
 that of the process, on one thread. Memory is how far the process' peak grows while the world model's losses of 4
-sequences of T steps are computed and differentiated, each in a process of its own.
+sequences of T steps are computed and differentiated, each core in a process of its own, at equal parameters.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def updates(blocks: int, calls: int) -> dict[str, dict[str, float]]:
     }
 
 
-def growth(core: str, length: int) -> float:
-    """MiB by which this process' peak grows."""
+def growth(core: str) -> dict[str, float]:
+    """By T, MiB by which this process' peak has grown since 2 steps."""
     model = config(core).model.build(SPEC)
 
     def run(steps: int) -> None:
@@ -99,8 +99,11 @@ def growth(core: str, length: int) -> float:
 
     run(2)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run(length)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown = {}
+    for length in LENGTHS:
+        run(length)
+        grown[str(length)] = round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
+    return grown
 
 
 def candidates(how: str) -> list[float]:
@@ -123,7 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--calls", type=int, default=3)
-    parser.add_argument("--growth", nargs=2, metavar=("CORE", "T"), help=argparse.SUPPRESS)
+    parser.add_argument("--growth", metavar="CORE", help=argparse.SUPPRESS)
     parser.add_argument("--candidates", choices=["shared", "copied"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -131,7 +134,7 @@ def main() -> None:
         args.out.write_text(json.dumps(candidates(args.candidates)))
         return
     if args.growth:
-        args.out.write_text(json.dumps(growth(args.growth[0], int(args.growth[1]))))
+        args.out.write_text(json.dumps(growth(args.growth)))
         return
     memory: dict[str, dict[str, float]] = {}
     part = args.out.with_suffix(".part")
@@ -139,11 +142,9 @@ def main() -> None:
     for how in ("shared", "copied"):
         subprocess.run([sys.executable, __file__, "--out", str(part), "--candidates", how], check=True)
         planned[how] = dict(zip(("peak_growth_MiB", "cpu_ms"), json.loads(part.read_text())))
-    for name in cores():
-        for length in LENGTHS:
-            command = [sys.executable, __file__, "--out", str(part), "--growth", name, str(length)]
-            subprocess.run(command, check=True)
-            memory.setdefault(name, {})[str(length)] = round(json.loads(part.read_text()), 1)
+    for name in ("rssm", *(name for name in cores() if name not in NANO_CORES)):
+        subprocess.run([sys.executable, __file__, "--out", str(part), "--growth", name], check=True)
+        memory[name] = json.loads(part.read_text())
     part.unlink()
     result = {
         "command": "python tools/bench_cores.py " + " ".join(sys.argv[1:]), **provenance(),
