@@ -38,6 +38,9 @@ class BenchOptions:
     """Folder of a peer to measure side by side: a checkout of r2dreamer (update), an installed TorchRL (replay)."""
     peer_python: str = sys.executable
     """The interpreter that the peer runs in."""
+    peer_options: str = ""
+    """Options of the same preset, in quotes, by whose agent the peer is sized where it shall not be ours: "--size 1m".
+    Both learn from the same batches."""
     blocks: int = 5
     """Blocks of calls; those of ours and of a peer alternate."""
     seconds: float = 10.0

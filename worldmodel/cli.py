@@ -198,6 +198,11 @@ def bench(argv: list[str]) -> int:
     run, arguments, asked = presets.parse(preset, rest, BenchOptions(), prog=f"worldmodel bench {part} {preset.name}")
     if asked.against and part not in AGAINST:
         raise UserError(f"--against goes with {' and '.join(AGAINST)}, not with {part}; leave it out")
+    peer: Run | None = None
+    if asked.peer_options:
+        if part != "update" or not asked.against:
+            raise UserError("--peer-options sizes the peer of `bench update --against PATH`; leave it out")
+        peer, _, _ = presets.parse(preset, shlex.split(asked.peer_options), TrainOptions(), prog="--peer-options of")
     from worldmodel.bench import report
     from worldmodel.bench.setup import Bench, write
     from worldmodel.bench.timing import Plan
@@ -206,7 +211,7 @@ def bench(argv: list[str]) -> int:
         measured = Bench(
             run=run, plan=Plan(blocks=asked.blocks, seconds=asked.seconds, warmup=asked.warmup), held=asked.held,
             batches=asked.batches, against=Path(asked.against) if asked.against else None, python=asked.peer_python,
-            say=_note,
+            peer_agent=peer.agent if peer else None, say=_note,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -197,7 +197,8 @@ def setup(folder, request):
     if request.get("die"):
         raise RuntimeError("boom")
     print("chatter")
-    return {"folder": folder.name, "parameters": 5, "settings": "fake"}, {"learn": int, "update": int}
+    dreams = request.get("run", {}).get("agent", {}).get("imagination", 0)
+    return {"folder": folder.name, "parameters": 5, "settings": f"dreams of {dreams}"}, {"learn": int, "update": int}
 serve(setup)
 """
 
@@ -220,7 +221,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_peer_answers_in_a_process_of_its_own(fake: Path) -> None:
     with peers.Peer(peers.find_adapter(fake, "update"), fake, sys.executable) as peer:
         asked = {"do": "setup", "threads": 1, "device": "cpu"}
-        assert peer.ask(asked) == {"folder": "checkout", "parameters": 5, "settings": "fake"}
+        assert peer.ask(asked) == {"folder": "checkout", "parameters": 5, "settings": "dreams of 0"}
         block = peer.subject("learn")(4)
         assert len(block.calls_ms) == 4 and block.wall_ms >= sum(block.calls_ms) > 0
         with pytest.raises(UserError, match="the peer fake: it has no such thing"):
@@ -246,6 +247,9 @@ def test_an_update_beside_a_peer(fake: Path, tmp_path: Path, capsys: pytest.Capt
     assert found["rows"]["learn, ours / fake"]["ratio"] > 1
     out = capsys.readouterr().out
     assert "fake 5 parameters" in out.replace("\n", " ") and "of processor time" in out.replace("\n", " ")
+    words += ["--agent.imagination", "3", "--peer-options=--agent.imagination 7"]
+    assert cli.main(["bench", "update", "quickstart", *QUICK, *TINY, *words]) == 0
+    assert json.loads((tmp_path / "x.json").read_text())["peer"]["settings"] == "dreams of 7"
 
 
 def adapter(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -311,6 +315,7 @@ def test_the_parts_are_those_that_can_be_measured() -> None:
         (["act", "--against", "x"], "--against goes with update and replay, not with act; leave it out"),
         (["update", "--against", "/no/where"], "--against /no/where: there is no such folder"),
         (["update", "--against", "."], "no known peer is there. Known: r2dreamer for `worldmodel bench update`"),
+        (["update", "--peer-options=--size 1m"], "--peer-options sizes the peer of `bench update --against PATH`"),
         (["replay", "--against", "."], "no known peer is there. Known: torchrl for `worldmodel bench replay`"),
     ],
 )

@@ -45,6 +45,8 @@ class Bench:
     """A peer's folder."""
     python: str = sys.executable
     """The interpreter that the peer runs in."""
+    peer_agent: Any = None
+    """Configuration of the agent that the peer is sized by; None: the run's."""
     say: Callable[[str], None] = lambda text: None
     """Told what happens, in a sentence each."""
 

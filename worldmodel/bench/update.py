@@ -130,8 +130,9 @@ def _beside(
         flags = {name: getattr(batch, name) for name in ("prev_action", "reward", "is_first", "is_last", "is_terminal")}
         arrays = flags | {f"obs/{key}": x for key, x in batch.obs.items()}
         np.savez(path, **{name: x.cpu().numpy() for name, x in arrays.items()})  # type: ignore[arg-type]
+        alike = bench.run if bench.peer_agent is None else dataclasses.replace(bench.run, agent=bench.peer_agent)
         answer = peer.ask({
-            "do": "setup", "run": to_json(bench.run), "batch": str(path), "held": bench.held, "episode": EPISODE,
+            "do": "setup", "run": to_json(alike), "batch": str(path), "held": bench.held, "episode": EPISODE,
             "spec": dataclasses.asdict(spec), "device": bench.device.type, "threads": torch.get_num_threads(),
             "precision": precision(bench.run, bench.device),
         })
