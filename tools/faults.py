@@ -394,10 +394,11 @@ def f20(folder: Path, args: argparse.Namespace) -> Figures:
 def f22(folder: Path, args: argparse.Namespace) -> Figures:
     """The property tests of the map, with many more cases each."""
     import pytest
-    from hypothesis import settings
 
     class More:
         def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+            from hypothesis import settings  # before pytest has begun it would warn, and warnings are errors
+
             for item in items:
                 more = settings(max_examples=args.cases, deadline=None, database=None, derandomize=False)
                 item.obj._hypothesis_internal_use_settings = more
