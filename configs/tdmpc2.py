@@ -120,7 +120,7 @@ def configured(
         agent = replace(
             agent, model=replace(agent.model, shifts="always"), policy=replace(agent.policy, entropy="scaled"),
             value=replace(agent.value, evaluates="all"), evaluator=replace(agent.planner, exploration=0.0),
-            continuation="threshold",
+            continuation="threshold", precision="float32",
         )
     if mode == "bootstrapped":
         agent = replace(

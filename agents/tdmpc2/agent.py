@@ -124,6 +124,9 @@ class TDMPC2:
             self.discount = discount_of(spec.max_steps)
         self.scales = {**self.model.loss_scales, "value": config.value_scale}
         self.planners = {True: self._sized(config.planner), False: self._sized(config.evaluator)}
+        plans = [tree.map(lambda x: x.shape, x.initial(1, spec.action.size)) for x in self.planners.values()]
+        if plans[0] != plans[1]:
+            raise MisfitError("planner and evaluator go on from one another's plans; give both one horizon")
         self.objective = ExpectedReturn(
             model=self.model, action=spec.action, discount=self.discount, policy=self.policy,
             value=policy_value(self.policy, self.value.value), bootstrap="last", continuation=config.continuation,

@@ -379,6 +379,8 @@ def test_what_does_not_fit_is_a_sentence():
         agent.act(agent.initial(1), now(agent, 1), explore=False)
     with pytest.raises(MisfitError, match="length of at least 2"):
         made().learn(make_batch(vectors(5, 2), 3, 1, firsts=()))
+    with pytest.raises(MisfitError, match="give both one horizon"):
+        made(evaluator=replace(SEARCH, horizon=4))
     with pytest.raises(MisfitError, match=r'take policy.form="clamped"'):
         made(policy_target="planner")
     with pytest.raises(MisfitError, match=r'take replay.memory="steps"'):
