@@ -88,13 +88,16 @@ def result(folder: Path, select: str, seed: int) -> dict[str, Any]:
     run_dir = folder / f"{select}-{seed}"
     scores = [json.loads(line) for line in (run_dir / "scores.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    config, spent = json.loads((run_dir / "config.json").read_text()), run_dir / "cost.json"
+    done = spent.exists()
     lived = [s["return"] for s in scores if s["kind"] == "train"]
     wanted = ("replay/disagreement", "loss/disagreement", "select/kl", "select/doubt_share", "select/model_steps")
     maps = {
         int(path.name): unsure(path) for path in sorted((run_dir / "checkpoints").iterdir()) if path.name.isdigit()
     }
     return {
-        "select": select, "seed": seed, **json.loads((run_dir / "cost.json").read_text()),
+        "select": select, "seed": seed, "cpu_seconds": json.loads(spent.read_text())["cpu_seconds"] if done else None,
+        "decisions": rows[-1]["step"], "commit": config["provenance"]["commit"],
         "updates": max(row.get("updates", 0) for row in rows),
         "returns_by_mode": [[s["frames"], round(s["return"], 3)] for s in scores if s["kind"] == "eval_mode"],
         "training_episodes": {
@@ -138,6 +141,7 @@ def cost(rounds: int = 12) -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/coplanner"))
+    parser.add_argument("--collect", action="store_true", help="train nothing: write what the runs hold so far")
     parser.add_argument("--cost", action="store_true", help="measure updates and decisions alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--select", nargs="+", default=["none", "acting", "both"])
@@ -156,7 +160,7 @@ def main() -> int:
         print(*document["rows"], sep="\n")
         return 0
     args.folder.mkdir(parents=True, exist_ok=True)
-    for seed in args.seeds:
+    for seed in args.seeds if not args.collect else ():
         for select in args.select:
             train(args.folder, select, seed, args.steps, args.extra)
     found = [result(args.folder, select, seed) for seed in args.seeds for select in args.select]
