@@ -58,7 +58,7 @@ def train(folder: Path, select: str, seed: int, steps: int, extra: list[str]) ->
     (run_dir / "cost.json").write_text(json.dumps({"cpu_seconds": round(seconds, 1)}) + "\n")
 
 
-def unsure(checkpoint: Path, episodes: int = 32) -> dict[str, float]:
+def unsure(checkpoint: Path, episodes: int = 16) -> dict[str, float]:
     """Mean raw disagreement about the steps of an expert, by where the disc is."""
     agent: Any = runs.load(checkpoint, device="cpu").agent
     model = agent.model
