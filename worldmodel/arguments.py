@@ -117,6 +117,36 @@ class PlannerBenchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReachBenchOptions:
+    """Agents that bootstrap from states no data reaches, and agents that know: experiments with known truth, their
+    numbers, verdicts and figures; exit code 1 where a verdict fails."""
+
+    experiments: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[EXPERIMENT...]")]] = ()
+    """plateau, pendulum, dreamer; all of them where none is named."""
+    variants: tuple[str, ...] = ()
+    """Of each experiment; all of them where none is named."""
+    seeds: int = 3
+    """At most; variants that no verdict is about have fewer."""
+    updates: int = 0
+    """Instead of the experiment's own number; 0: that."""
+    quick: bool = False
+    """One seed of what verdicts are about."""
+    parallel: int = 2
+    """Runs side by side, of one thread each."""
+    json: str = ""
+    """File for the result as JSON; what it holds of other experiments and variants is kept."""
+    markdown: str = ""
+    """File for the tables."""
+    figures: str = ""
+    """Folder for three figures; needs the extra "report"."""
+
+    def __post_init__(self) -> None:
+        if min(self.seeds, self.parallel) < 1 or self.updates < 0:
+            given = f"{self.seeds}, {self.parallel} and {self.updates}"
+            raise ValueError(f"--seeds and --parallel must be at least 1 and --updates not negative, got {given}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
     """Options of ``resume`` that are not part of the run."""
 

@@ -24,12 +24,13 @@ from worldmodel.arguments import (
     KernelBenchOptions,
     ListOptions,
     PlannerBenchOptions,
+    ReachBenchOptions,
     ReportOptions,
     ResumeOptions,
     SweepOptions,
     TrainOptions,
 )
-from worldmodel.bench import AGAINST, KERNELS, PARTS, PLANNERS
+from worldmodel.bench import AGAINST, KERNELS, PARTS, PLANNERS, REACH
 from worldmodel.errors import DivergenceError, StorageError, UserError, unknown
 
 if TYPE_CHECKING:
@@ -189,8 +190,10 @@ def bench(argv: list[str]) -> int:
         return _bench_kernels(argv[1:])
     if part == PLANNERS:
         return _bench_planners(argv[1:])
+    if part == REACH:
+        return _bench_reach(argv[1:])
     if part not in PARTS:
-        raise UserError(unknown("part to measure", part, (*PARTS, KERNELS, PLANNERS)))
+        raise UserError(unknown("part to measure", part, (*PARTS, KERNELS, PLANNERS, REACH)))
     # Threads that spin while they wait slow down whoever shares the machine, a peer that is measured in turn too; torch
     # reads this once, when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -272,6 +275,31 @@ def _bench_planners(argv: list[str]) -> int:
     print(document.markdown(found))
     print(f"\n{', '.join(str(path) for path in written)}")
     return 0
+
+
+def _bench_reach(argv: list[str]) -> int:
+    """``worldmodel bench reach [EXPERIMENT...] [--quick] [--json FILE] [--figures DIR]``."""
+    asked = options.parse(ReachBenchOptions, argv, prog="worldmodel bench reach")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from worldmodel.bench import reach, reach_figures
+    from worldmodel.bench.setup import write
+
+    path = Path(asked.json) if asked.json else None
+    found = reach.document(
+        asked.experiments, seeds=asked.seeds, variants=asked.variants, updates=asked.updates, quick=asked.quick,
+        parallel=asked.parallel,
+        said={"command": shlex.join(["worldmodel", "bench", REACH, *argv])}, say=_note,
+        earlier=reach.read(path) if path else None,
+    )
+    _show(reach.table(found))
+    if path:
+        write(path, found)
+    if asked.markdown:
+        Path(asked.markdown).write_text(reach.markdown(found))
+    if asked.figures:
+        for picture in reach_figures.draw(found, Path(asked.figures)):
+            print(picture)
+    return 0 if reach.passed(found) else 1
 
 
 def report(argv: list[str]) -> int:
@@ -382,6 +410,7 @@ Measure a part of a run on this machine, on random content. PART is one of
   act      latency of acting by number of environments
   kernels  time of each kernel beside its reference, after its tests; takes kernels instead of a preset
   planners every planner on known systems, on the truth, on trained agents, and against the clock; takes layers
+  reach    agents that bootstrap from where no data is; takes experiments instead of a preset
 
 `worldmodel bench update PRESET --help` lists the options: --json, --against, --seconds, ..., and all of the run's."""
 

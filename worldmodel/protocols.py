@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from worldmodel.types import ActionSpec, ArraySpec, Batch, EnvSpec, Plan, Prediction, Step, Update
+from worldmodel.types import ActionSpec, ArraySpec, Batch, EnvSpec, Plan, Prediction, Step, Transitions, Update
 
 S = TypeVar("S")
 C = TypeVar("C")
@@ -80,6 +80,29 @@ class Uncertain(Protocol):
 
 
 @runtime_checkable
+class Fits(Protocol):
+    """Is learned by rounds of its own over all data, not by a share in every update."""
+
+    def fit(self, data: Transitions, holdout: Tensor) -> dict[str, Tensor]:
+        """Learn from (N,) transitions until those of ``holdout`` (N,) bool are predicted no better; scalars for the
+        log."""
+        ...
+
+
+@runtime_checkable
+class Solved(Protocol):
+    """A model whose optimum and reach are known in closed form: what value learners are held against."""
+
+    def optimum(self, x: Tensor, discount: float) -> Tensor:
+        """(..., F) features -> (...) the best return."""
+        ...
+
+    def beyond(self, x: Tensor, steps: int) -> Tensor:
+        """(..., F) -> (...) bool: not to be reached from where its data starts in fewer than ``steps`` actions."""
+        ...
+
+
+@runtime_checkable
 class Forks(Protocol):
     """Can share a prefix (a KV cache) among candidates instead of copying it."""
 
@@ -115,6 +138,15 @@ class ValueLearner(Protocol):
 
     def track(self, healthy: Tensor) -> None:
         """After an update: move slow copies, unless () bool ``healthy`` is False."""
+        ...
+
+
+@runtime_checkable
+class Truncates(Protocol):
+    """A value learner that tells the end of a rollout, beyond which nothing was seen, from the states inside."""
+
+    def truncated(self, features: Tensor) -> Tensor:
+        """(..., F) -> (...), what returns bootstrap from where a rollout was cut off."""
         ...
 
 

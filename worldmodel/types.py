@@ -16,7 +16,9 @@ from worldmodel.tree import struct
 
 S = TypeVar("S")
 
-__all__ = ["ActionSpec", "ArraySpec", "Batch", "EnvSpec", "Plan", "Prediction", "Step", "Trajectory", "Update"]
+__all__ = [
+    "ActionSpec", "ArraySpec", "Batch", "EnvSpec", "Plan", "Prediction", "Step", "Trajectory", "Transitions", "Update",
+]
 
 
 @struct
@@ -63,6 +65,25 @@ class Batch:
     """(B,) importance weights of a prioritised sampler."""
     starts: Batch | None = None
     """(W, C, ...) other sequences, whose ends imagination begins from, where replay is asked for such windows."""
+
+
+@struct
+class Transitions:
+    """N steps without order, as learners off the policy take them; (N, ...) features and what became of them."""
+
+    x: Tensor
+    """(N, F) features of the state that was left."""
+    action: Tensor
+    """(N, A)."""
+    reward: Tensor
+    """(N,) received on arriving."""
+    next_x: Tensor
+    """(N, F) features of the state arrived in."""
+    terminal: Tensor
+    """(N,) float, 1 where the MDP ended there."""
+    edge: Tensor
+    """(N,) float, 1 where whoever made this data went no further, though the MDP did not end: nothing in it tells what
+    follows, and a value learned from it is never corrected there."""
 
 
 @struct

@@ -26,7 +26,7 @@ from worldmodel.agents.values.twohot import TwoHotValueConfig
 from worldmodel.errors import UserError, check_range
 from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn.optim import LaProp, without_gradient
-from worldmodel.protocols import Decodes, Remembers, Uncertain
+from worldmodel.protocols import Decodes, Remembers, Truncates, Uncertain
 from worldmodel.rng import Stream
 from worldmodel.rollout import follow, imagine, trimmed
 from worldmodel.tree import struct
@@ -336,6 +336,8 @@ class Dreamer:
             # (N, H+1, F)
             features = self.model.features(dream.states)
             value = self._critic.target(features)
+            if isinstance(self._critic, Truncates):
+                value = torch.cat([value[:, :-1], self._critic.truncated(features[:, -1:])], 1)
             # the real start state is alive unless it was terminal
             alive = (~is_terminal).float().unsqueeze(1)
             continues = torch.cat([alive, dream.continues], 1) * self.discount

@@ -6,5 +6,7 @@ KERNELS = "kernels"
 """What is measured without one."""
 PLANNERS = "planners"
 """What takes layers instead: returns and latency of planners."""
+REACH = "reach"
+"""What becomes of agents that bootstrap from where no data is."""
 AGAINST = ("update", "replay")
 """What can be measured beside a peer."""

@@ -1,0 +1,385 @@
+"""Dyna: a policy and Q-functions learned from real transitions and from short dreams that branch off them (Sutton
+1990; MBPO, Janner et al. 2019). MOPO and RAVL are settings of its parts, and so are SAC, REDQ and EDAC, which do not
+dream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel import tree
+from worldmodel.agents.dyna import losses
+from worldmodel.agents.dyna.buffer import Ring, flatten, marks
+from worldmodel.agents.dyna.policy import PolicyConfig, TemperatureConfig
+from worldmodel.agents.values.critics import CriticsConfig
+from worldmodel.agents.values.reach import ReachConfig
+from worldmodel.errors import MisfitError, check_range
+from worldmodel.models.ensemble import EnsembleModelConfig, read_vectors, vector_axes
+from worldmodel.nn.optim import Adam, without_gradient
+from worldmodel.protocols import Fits, Solved, Uncertain
+from worldmodel.rng import Stream
+from worldmodel.tree import struct
+from worldmodel.types import ArraySpec, Batch, EnvSpec, Step, Transitions, Update
+
+
+@struct
+class Carry:
+    """What acting remembers of N environments: nothing but a random stream."""
+
+    rng: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchConfig:
+    """Dreams: how many, how long, how often. Time is counted in updates."""
+
+    rows: int = 50_000
+    """Branches of one round, from as many real states drawn with replacement."""
+    every: int = 1000
+    """Updates between two rounds."""
+    keep: int = 5
+    """Rounds whose transitions are held."""
+    length: int = 5
+    """k, steps of a branch."""
+    grown: int = 0
+    """Steps of a branch in the end, for lengths that grow; 0: they do not."""
+    grows: tuple[int, int] = (0, 1)
+    """Updates between which they grow, linearly."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, "rows", "every", "keep", "length")
+        if (self.grown and self.grown < self.length) or self.grows[0] >= self.grows[1]:
+            raise ValueError(f"lengths grow from length={self.length} to grown={self.grown}, during grows={self.grows}")
+
+    def at(self, updates: int) -> int:
+        """Steps of a branch after so many updates.
+
+        >>> BranchConfig(length=1, grown=15, grows=(20, 100)).at(60)
+        8
+        """
+        if not self.grown:
+            return self.length
+        start, end = self.grows
+        share = min(1.0, max(0.0, (updates - start) / (end - start)))
+        return int(self.length + share * (self.grown - self.length))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynaConfig:
+    """SAC on real and dreamed transitions; the defaults are MBPO's where they do not depend on the task."""
+
+    model: Any = field(default_factory=EnsembleModelConfig)
+    """``build(spec) -> WorldModel`` whose features are the observation; None: no dreams, model-free."""
+    branch: BranchConfig = field(default_factory=BranchConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
+    value: Any = field(default_factory=CriticsConfig)
+    """``build(feature_dim, action) -> Critics``."""
+    reach: ReachConfig = field(default_factory=lambda: ReachConfig(detector="none"))
+    """What the last state of a branch costs where it is far from all that the critic was corrected at."""
+    batch_size: int = 256
+    """Transitions of an update."""
+    real_ratio: float = 0.05
+    """Share of them that are real."""
+    penalty: float = 0.0
+    """lambda of MOPO: what the model's disagreement costs in reward."""
+    backup: Literal["soft", "plain"] = "soft"
+    """Whether targets hold the entropy of what follows."""
+    discount: float = 0.99
+    lr: float = 3e-4
+    policy_lr: float = 3e-4
+    """Of the policy and its temperature."""
+    refit_every: int = 0
+    """Updates between two fits of a model that ``Fits``; 0: it is fitted once (offline)."""
+    recent: int = 100_000
+    """Real transitions held, the last ones that replay gave: what the model is fitted to and dreams begin from."""
+    first: int = 1000
+    """Real transitions seen before the first fit and the first update."""
+    holdout: float = 0.2
+    """Share of real transitions that the model is tested on and never learns from."""
+    patch: Literal["none", "edge", "random"] = "none"
+    """A test of causes, for models that are ``Solved``: the optimum in place of what the critic says of states beyond
+    reach, or of as many random ones."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, "batch_size", "recent", "first")
+        check_range(self, 0, "penalty", "lr", "policy_lr", "refit_every")
+        check_range(self, 0, "real_ratio", "discount", "holdout", high=1)
+        if self.reach.detector == "ensemble" and getattr(self.value, "members", 2) < 2:
+            raise ValueError("the detector ensemble needs a critic with at least 2 members")
+
+    def build(self, spec: EnvSpec, *, device: torch.device | str = "cpu", seed: int = 0) -> Dyna:
+        return Dyna(self, spec, torch.device(device), seed)
+
+
+class Dyna:
+    """Implements ``Agent[Carry]``. It knows the world by the batches it is given, of which it holds the recent ones."""
+
+    memory_spec: dict[str, ArraySpec] = {}  # noqa: RUF012
+
+    def __init__(self, config: DynaConfig, spec: EnvSpec, device: torch.device, seed: int) -> None:
+        """Raises: MisfitError for actions or observations of another kind, and for a model without what was asked."""
+        self.config, self.spec, self.device = config, spec, device
+        self.axes = vector_axes(spec)
+        size = sum(math.prod(array.shape) for array in spec.obs.values())
+        with Stream(seed=seed):
+            self.model: Any = None if config.model is None else config.model.build(spec).to(device)
+            self.actor = config.policy.build(size, spec.action).to(device)
+            self.value: Any = config.value.build(size, spec.action).to(device)
+            self.reach = config.reach.build(size).to(device)
+        if config.penalty and not isinstance(self.model, Uncertain):
+            raise MisfitError(f"penalty={config.penalty} needs a model that is Uncertain, such as an EnsembleModel")
+        if config.patch != "none" and not isinstance(self.model, Solved):
+            raise MisfitError(f"patch={config.patch!r} needs a model whose optimum is known")
+        self.log_alpha = nn.Parameter(torch.full((), math.log(max(config.temperature.initial, 1e-8)), device=device))
+        self.log_alpha.requires_grad_(config.temperature.is_learned)
+        wanted = config.temperature.target
+        self.entropy = -float(spec.action.size) if wanted is None else wanted
+        self.seen = Ring(config.recent, size, spec.action.size).to(device)
+        longest = max(config.branch.length, config.branch.grown)
+        dreams = config.branch.rows * longest * config.branch.keep if self.model is not None else 1
+        self.dreams = Ring(dreams, size, spec.action.size).to(device)
+        self.optimizer = Adam([
+            ([*self.value.parameters(), *self.reach.parameters()], config.lr),
+            ([*self.actor.parameters(), self.log_alpha], config.policy_lr),
+        ])
+        self.modules = nn.ModuleDict({"actor": self.actor, "value": self.value, "reach": self.reach})
+        if self.model is not None:
+            self.modules["model"] = self.model
+        self._judge = without_gradient(self.value)
+        self.updates = 0
+        self.bad_streak, self.bad_total = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.streams = {"learn": Stream(seed=seed * 1000 + 1, device=device)}
+        self.steps: dict[str, Callable[..., Any]] = {"learn": self.learn_step, "act": self.act_step}
+        self.parts: dict[str, Callable[..., Any]] = {"losses": self.losses, "act": self.compute_action}
+
+    # Acting
+
+    def initial(self, num_envs: int, *, seed: int = 0) -> Carry:
+        return Carry(rng=Stream(seed=seed, device=self.device).state)
+
+    def act(self, carry: Carry, step: Step, *, explore: bool) -> tuple[Tensor, Carry]:
+        """(N, A) a sample of the policy, or its mode."""
+        obs = tree.to(step.obs, self.device)
+        with Stream(state=carry.rng, device=self.device) as stream:
+            action = self.steps["act"](obs, explore=explore)
+        return action, Carry(rng=stream.state)
+
+    def act_step(self, obs: dict[str, Tensor], *, explore: bool) -> Tensor:
+        """Observations (N, ...) to actions (N, A)."""
+        return self.parts["act"](obs, explore=explore)
+
+    @torch.no_grad()
+    def compute_action(self, obs: dict[str, Tensor], *, explore: bool) -> Tensor:
+        """What :meth:`act_step` gives, in one traceable piece."""
+        policy = self.actor(read_vectors(obs, self.axes))
+        return policy.sample() if explore else policy.mode()
+
+    def memory(self, carry: Carry) -> dict[str, Tensor]:
+        return {}
+
+    # Learning
+
+    def learn(self, batch: Batch) -> Update:
+        """Take in what is given, fit and dream where it is time, and update everything once. Until ``first``
+        transitions were seen, it only takes in."""
+        with self.streams["learn"]:
+            self.absorb(batch)
+            if self.seen.total < min(self.config.first, self.config.recent):
+                return Update(metrics={}, memory={})
+            metrics = self.prepare()
+            update = self.steps["learn"](self.draw())
+            self.updates += 1
+        return Update(metrics=update.metrics | metrics, memory={})
+
+    @torch.no_grad()
+    def absorb(self, batch: Batch) -> None:
+        """Hold the batch's transitions among the recent ones."""
+        data, real = flatten(batch, read_vectors(batch.obs, self.axes))
+        mark = marks(batch.index, batch.reward.shape[1], self.config.holdout, len(real)).to(real.device)
+        # what leads from one episode into another gives its place to the real one before it: shapes stay fixed
+        rows = torch.arange(len(real), device=real.device)
+        at = torch.where(real, rows, -1).cummax(0).values
+        at = torch.where(at < 0, real.int().argmax(), at)
+        self.seen.add(tree.index(data, at), mark[at])
+
+    def prepare(self) -> dict[str, Tensor]:
+        """Fit the model and dream, where it is time; what is to be logged of it."""
+        c, found = self.config, {}
+        if self.model is None:
+            return found
+        due = self.updates == 0 or (c.refit_every and self.updates % c.refit_every == 0)
+        if due and isinstance(self.model, Fits):
+            held = slice(0, len(self.seen))
+            fit = self.model.fit(self.seen.at(held), self.seen.mark[held] > 0.5)
+            found = {f"model/{name}": x for name, x in fit.items()}
+        if self.updates % c.branch.every == 0:
+            found |= self.dream(c.branch.at(self.updates))
+        return found
+
+    @torch.no_grad()
+    def dream(self, length: int) -> dict[str, Tensor]:
+        """One round of branches from recent real states, by the policy, ``length`` steps or to their end."""
+        c, model = self.config, self.model
+        state = self._placed(self.seen.draw(c.branch.rows).x)
+        made, beyond = 0, 0.0
+        for step in range(length):
+            x = model.features(state)
+            action = self.actor(x).sample()
+            arrived = model.step(state, action)
+            said = model.predict(state, action, arrived)
+            reward = said.reward
+            if c.penalty:
+                doubt = model.disagreement(state, action)
+                reward = losses.penalised_reward(reward=reward, doubt=doubt, weight=c.penalty)
+            terminal = (said.continues < 0.5).float()
+            edge = (1 - terminal) if step == length - 1 else torch.zeros_like(terminal)
+            data = Transitions(
+                x=x, action=action, reward=reward, next_x=model.features(arrived), terminal=terminal, edge=edge
+            )
+            self.dreams.add(data)
+            if isinstance(model, Solved):
+                beyond += float(model.beyond(data.next_x, length).sum())
+            made += len(reward)
+            alive = terminal == 0
+            if not bool(alive.all()):
+                if not bool(alive.any()):
+                    break
+                arrived = tree.index(arrived, alive)
+            state = arrived
+        found = {"branch/length": float(length), "branch/transitions": float(made)}
+        if isinstance(model, Solved):
+            found["reach/beyond_share"] = beyond / made
+        return {name: torch.tensor(x) for name, x in found.items()}
+
+    def draw(self) -> Transitions:
+        """(batch_size, ...) real and dreamed transitions."""
+        c = self.config
+        real = c.batch_size if self.model is None else round(c.real_ratio * c.batch_size)
+        parts = [ring.draw(n) for ring, n in ((self.seen, real), (self.dreams, c.batch_size - real)) if n]
+        return tree.cat(parts) if len(parts) > 1 else parts[0]
+
+    def learn_step(self, data: Transitions) -> Update:
+        """One update from (N, ...) transitions: tensors in, tensors out, in place where it learns."""
+        total, metrics, target = self.parts["losses"](data)
+        self.optimizer.backward(total)
+        stepped = self.optimizer.step(torch.isfinite(total))
+        healthy = stepped["healthy"]
+        self.value.track(healthy)
+        self.reach.remember(data.x, target, healthy)
+        self.bad_streak.copy_(torch.where(healthy, 0.0, self.bad_streak + 1))
+        self.bad_total.add_((~healthy).float())
+        metrics = metrics | {
+            "loss/total": total.detach(), "update/grad_norm": stepped["grad_norm"],
+            "update/skipped": self.bad_total.clone(), "update/bad_streak": self.bad_streak.clone(),
+        }
+        return Update(metrics=metrics, memory={})
+
+    def losses(self, data: Transitions) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """In one traceable piece: the number to minimise, metrics, and the critic's targets (N,)."""
+        alpha = self.log_alpha.detach().exp()
+        target, seen = self._target(data, alpha)
+        critic = self.value.loss(data.x, data.action, target)
+        action, log_prob = self.actor(data.x).sample_with_log_prob()
+        value = self._judge.value(data.x, action)
+        policy = losses.policy_loss(value=value, log_prob=log_prob, alpha=alpha)
+        terms = {"critic": critic, "policy": policy, "reach": self.reach.loss(data.x)}
+        if self.log_alpha.requires_grad:
+            terms["temperature"] = losses.temperature_loss(
+                log_alpha=self.log_alpha, log_prob=log_prob, target=self.entropy
+            )
+        total = torch.stack([loss.mean() for loss in terms.values()]).sum()
+        metrics = seen | {f"loss/{name}": loss.detach().mean() for name, loss in terms.items()}
+        metrics |= {
+            "value/mean": value.detach().mean(), "actor/entropy": -log_prob.detach().mean(), "actor/alpha": alpha,
+        }
+        return total, metrics, target
+
+    @torch.no_grad()
+    def _target(self, data: Transitions, alpha: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The critic's targets (N,), and what the states that they bootstrap from look like."""
+        c = self.config
+        action, log_prob = self.actor(data.next_x).sample_with_log_prob()
+        every = self.value.every(data.next_x, action, slow=True)
+        spread, value = every.std(0, unbiased=False), self.value.combine(every)
+        if c.backup == "soft":
+            value = losses.soft_value(value=value, log_prob=log_prob, alpha=alpha)
+        metrics = {"value/bootstrap": value.mean(), "reach/edge_share": data.edge.mean()}
+        inside = 1 - data.edge
+        for name, mask in (("edge", data.edge), ("inside", inside)):
+            metrics[f"value/std_{name}"] = _mean_where(spread, mask)
+        if c.reach.detector != "none":
+            score = self.reach.score(data.next_x, spread)
+            cost = self.reach.cost(score)
+            value = losses.reach_aware(value=value, cost=cost, edge=data.edge)
+            metrics |= {
+                "reach/score_edge": _mean_where(score, data.edge), "reach/score_inside": _mean_where(score, inside),
+                "reach/cost": _mean_where(cost, data.edge), "reach/flagged": _mean_where((cost > 0).float(), data.edge),
+            }
+        if c.patch != "none":
+            value, metrics["reach/patched_share"] = self._patched(data.next_x, value)
+        target = losses.critic_target(
+            reward=data.reward, terminal=data.terminal, next_value=value, discount=c.discount
+        )
+        return target, metrics | {"value/target_max": target.max()}
+
+    def _patched(self, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Values with the optimum put in place, and the share of them where it was."""
+        where = self.model.beyond(x, self.config.branch.length)
+        if self.config.patch == "random":
+            where = where[torch.rand(len(where), device=where.device).argsort()]
+        return torch.where(where, self.model.optimum(x, self.config.discount), value), where.float().mean()
+
+    def _placed(self, x: Tensor) -> Any:
+        """Observations (N, n) to states of the model: it observes sequences of one."""
+        sizes = [math.prod(array.shape) for array in self.spec.obs.values()]
+        parts = zip(self.spec.obs.items(), x.split(sizes, -1))
+        obs = {key: part.view(len(x), 1, *array.shape) for (key, array), part in parts}
+        before = x.new_zeros(len(x), 1, self.spec.action.size)
+        is_first = torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
+        seen = self.model.observe(self.model.initial(len(x)), obs, before, is_first)
+        return tree.index(seen, (slice(None), 0))
+
+    # Looking and keeping
+
+    def report(self, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights, moments, transitions held, random stream and counters."""
+        out = {f"model/{name}": x for name, x in self.modules.state_dict().items()}
+        out |= {"model/log_alpha": self.log_alpha.detach()}
+        out |= {f"seen/{name}": x for name, x in self.seen.state_dict().items()}
+        out |= {f"dreams/{name}": x for name, x in self.dreams.state_dict().items()}
+        out |= {f"optim/{name}": x for name, x in self.optimizer.state_dict().items()}
+        out |= {"rng/learn": self.streams["learn"].state}
+        counts = {"bad_streak": self.bad_streak, "bad_total": self.bad_total, "updates": torch.tensor(self.updates)}
+        return out | {f"count/{name}": x for name, x in counts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copies in place."""
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, x in state.items():
+            group, _, rest = name.partition("/")
+            groups.setdefault(group, {})[rest] = x
+        with torch.no_grad():
+            self.log_alpha.copy_(groups["model"].pop("log_alpha"))
+        self.modules.load_state_dict(groups["model"])
+        for name, ring in (("seen", self.seen), ("dreams", self.dreams)):
+            ring.load_state_dict(groups[name])
+            ring.restore()
+        self.optimizer.load_state_dict(groups["optim"])
+        self.streams["learn"] = Stream(state=groups["rng"]["learn"].clone(), device=self.device)
+        self.bad_streak.copy_(groups["count"]["bad_streak"])
+        self.bad_total.copy_(groups["count"]["bad_total"])
+        self.updates = int(groups["count"]["updates"])
+
+
+def _mean_where(x: Tensor, mask: Tensor) -> Tensor:
+    """() mean of x where mask (N,) is 1; 0 where it is nowhere."""
+    return (x * mask).sum() / mask.sum().clamp(min=1.0)

@@ -1,0 +1,104 @@
+"""SAC's policy: a normal distribution squashed into [-1, 1]."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.errors import MisfitError, check_range
+from worldmodel.types import ActionSpec
+
+LOG_STD = (-5.0, 2.0)
+"""Bounds of the logarithm of the standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Widths of the policy's network."""
+
+    units: tuple[int, ...] = (256, 256)
+
+    def __post_init__(self) -> None:
+        if not self.units or min(self.units) < 1:
+            raise ValueError(f"units must be widths of hidden layers, got {self.units}")
+
+    def build(self, feature_dim: int, action: ActionSpec) -> SquashedPolicy:
+        if action.kind == "discrete" or not action.is_bounded:
+            raise MisfitError("this agent needs continuous actions with finite bounds; for choices take a Dreamer")
+        return SquashedPolicy(self, feature_dim, action.size)
+
+
+class SquashedPolicy(nn.Module):
+    """features -> tanh of a normal distribution."""
+
+    def __init__(self, config: PolicyConfig, feature_dim: int, actions: int) -> None:
+        super().__init__()
+        widths = (feature_dim, *config.units)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.out = nn.Linear(widths[-1], 2 * actions)
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.bias.fill_(0.1)
+            for p in self.out.parameters():
+                p.uniform_(-1e-3, 1e-3)
+
+    def forward(self, features: Tensor) -> SquashedNormal:
+        """(..., F) -> distribution over (..., A)."""
+        for layer in self.layers:
+            features = F.relu(layer(features))
+        mean, log_std = self.out(features).float().chunk(2, -1)
+        return SquashedNormal(mean, log_std.clamp(*LOG_STD))
+
+
+class SquashedNormal:
+    """tanh(u), u ~ N(mean, exp(log_std)^2); independent over the last axis."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        """Args: (..., A) each, before the squash."""
+        self.mean, self.log_std = mean, log_std
+
+    def sample(self) -> Tensor:
+        """(..., A), reparameterised."""
+        return self.sample_with_log_prob()[0]
+
+    def sample_with_log_prob(self) -> tuple[Tensor, Tensor]:
+        """(..., A) and its log-probability (...), from which no inverse of tanh has to be taken."""
+        raw = self.mean + self.log_std.exp() * torch.randn_like(self.mean)
+        return torch.tanh(raw), self._log_prob(raw)
+
+    def mode(self) -> Tensor:
+        """(..., A) tanh of the mean."""
+        return torch.tanh(self.mean)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """(..., A) in (-1, 1) -> (...)."""
+        return self._log_prob(torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6)))
+
+    def entropy(self) -> Tensor:
+        """(...) in nats, of one sample: there is no closed form."""
+        return -self.sample_with_log_prob()[1]
+
+    def _log_prob(self, raw: Tensor) -> Tensor:
+        scaled = (raw - self.mean) / self.log_std.exp()
+        normal = -0.5 * scaled.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(u)^2) without cancellation
+        squash = 2 * (math.log(2) - raw - F.softplus(-2 * raw))
+        return (normal - squash).sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureConfig:
+    """alpha, the price of certainty."""
+
+    initial: float = 1.0
+    target: float | None = None
+    """Entropy that is kept, in nats; None: minus the number of actions."""
+    is_learned: bool = True
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, "initial")

@@ -1,0 +1,286 @@
+"""Dynamics of observed vectors as an ensemble of Gaussians (PETS, Chua et al. 2018; MBPO, Janner et al. 2019)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.errors import MisfitError, UserError, check_range
+from worldmodel.models.heuristics import HEURISTICS
+from worldmodel.models.termination import TERMINATIONS
+from worldmodel.nn.ensemble import EnsembleMLP
+from worldmodel.nn.optim import Adam
+from worldmodel.tree import struct
+from worldmodel.types import Batch, EnvSpec, Prediction, Transitions
+
+Heuristic = Literal[
+    "max_aleatoric", "max_pairwise", "likelihood_variance", "ensemble_std", "ensemble_variance", "mean_std",
+    "leave_one_out",
+]
+Ends = Literal["never", "hopper", "walker2d", "ant", "humanoid", "inverted_pendulum"]
+
+FLOOR = 1e-6
+"""Of the scale of an input that never changes."""
+
+
+@struct
+class Observed:
+    """An observation, and what was said on arriving at it."""
+
+    x: Tensor
+    """(..., n)."""
+    reward: Tensor
+    """(...)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleModelConfig:
+    """Seven networks for the change of the observation and the reward, the best five of which are used; the defaults
+    are MBPO's and MOPO's."""
+
+    members: int = 7
+    elites: int = 5
+    """Members that predict: the best on held-out data."""
+    units: tuple[int, ...] = (200, 200, 200, 200)
+    activation: Literal["silu", "relu", "tanh", "elu", "mish"] = "silu"
+    decays: tuple[float, ...] = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
+    """Weight of half the squared weights, layer by layer; the last one holds for further layers, () for none."""
+    bounds: tuple[float, float] = (-10.0, 0.5)
+    """Soft limits of log-variances where learning begins; they are learned."""
+    bounds_scale: float = 0.01
+    """What pulls the limits together."""
+    lr: float = 1e-3
+    batch_size: int = 256
+    """Rows of each member in a step."""
+    patience: int = 5
+    """Rounds without a member that improves by ``gain`` on held-out data, after which fitting ends."""
+    gain: float = 0.01
+    max_rounds: int = 2000
+    """Of one fit, over all data each."""
+    uncertainty: Heuristic = "mean_std"
+    """What ``disagreement`` is, see worldmodel/models/heuristics.py."""
+    ends: Ends = "never"
+    """Which states end an episode, see worldmodel/models/termination.py."""
+    noise: Literal["sampled", "mean"] = "sampled"
+    """Whether a step draws from the member's Gaussian or takes its mean."""
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, "members", "batch_size", "patience", "max_rounds")
+        check_range(self, 0, "lr", "gain", "bounds_scale")
+        if not 1 <= self.elites <= self.members:
+            raise ValueError(f"elites must be from 1 to members={self.members}, got {self.elites}")
+        if self.bounds[0] >= self.bounds[1]:
+            raise ValueError(f"bounds must be (lower, upper) log-variances, got {self.bounds}")
+        if self.uncertainty not in HEURISTICS or self.ends not in TERMINATIONS:
+            raise ValueError(f"uncertainty {self.uncertainty!r} or ends {self.ends!r} does not exist")
+
+    def build(self, spec: EnvSpec) -> EnsembleModel:
+        return EnsembleModel(self, spec)
+
+
+class EnsembleModel(nn.Module):
+    """Implements ``WorldModel[Observed]``, ``Uncertain`` and ``Fits``: the observation is the state."""
+
+    shift: Tensor
+    scale: Tensor
+    elite: Tensor
+    fitted: Tensor
+
+    def __init__(self, config: EnsembleModelConfig, spec: EnvSpec) -> None:
+        """Raises: MisfitError for observations that are not vectors."""
+        super().__init__()
+        self.config = config
+        self.axes = vector_axes(spec)
+        self.feature_dim = sum(math.prod(array.shape) for array in spec.obs.values())
+        inputs = self.feature_dim + spec.action.size
+        self.outputs = self.feature_dim + 1
+        self.net = EnsembleMLP(
+            config.members, inputs, 2 * self.outputs, units=config.units, norm="none", activation=config.activation,
+            init=_init,
+        )
+        low, high = config.bounds
+        self.lower = nn.Parameter(torch.full((self.outputs,), low))
+        self.upper = nn.Parameter(torch.full((self.outputs,), high))
+        self.register_buffer("shift", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+        self.register_buffer("elite", torch.arange(config.elites))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.int64))
+        self.ends = TERMINATIONS[config.ends]
+        self.loss_scales: dict[str, float] = {"dynamics": 1.0}
+
+    # The seam
+
+    def initial(self, batch_size: int) -> Observed:
+        return Observed(
+            x=torch.zeros(batch_size, self.feature_dim, device=self.shift.device),
+            reward=torch.zeros(batch_size, device=self.shift.device),
+        )
+
+    def observe(self, state: Observed, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor) -> Observed:
+        """(B, T, n): the observation is the state."""
+        x = self.read(obs)
+        return Observed(x=x, reward=x.new_zeros(x.shape[:-1]))
+
+    def read(self, obs: dict[str, Tensor]) -> Tensor:
+        """All numbers observed, side by side, float32."""
+        return read_vectors(obs, self.axes)
+
+    def step(self, state: Observed, action: Tensor) -> Observed:
+        """(B, n) and (B, A): each row asks one elite, drawn anew."""
+        mean, log_var = self.gaussians(state.x, action, self.elite)
+        pick = torch.randint(len(mean), mean.shape[1:-1], device=mean.device)
+        at = pick[None, ..., None].expand(1, *mean.shape[1:])
+        chosen = mean.gather(0, at)[0]
+        if self.config.noise == "sampled":
+            chosen = chosen + (0.5 * log_var.gather(0, at)[0]).exp() * torch.randn_like(chosen)
+        return Observed(x=state.x + chosen[..., :-1], reward=chosen[..., -1])
+
+    def predict(self, previous: Observed, action: Tensor, state: Observed) -> Prediction:
+        """The reward that the step said, and whether the state arrived in ends the episode."""
+        return Prediction(reward=state.reward, continues=1.0 - self.ends(state.x).float())
+
+    def features(self, state: Observed) -> Tensor:
+        return state.x
+
+    def loss(self, batch: Batch, state: Observed) -> tuple[dict[str, Tensor], Observed]:
+        """"dynamics" (B, T): the mean of the members' negative log-likelihoods of arriving at each step; 0 where an
+        episode or the sequence begins. For who learns the model in every update instead of by :meth:`fit`."""
+        states = self.observe(state, batch.obs, batch.prev_action, batch.is_first)
+        target = torch.cat([states.x[:, 1:] - states.x[:, :-1], batch.reward[:, 1:, None]], -1)
+        mean, log_var = self.gaussians(states.x[:, :-1], batch.prev_action[:, 1:])
+        nll = gaussian_loss(mean, log_var, target).mean(0) + self.pull() / max(1, target.shape[1])
+        nll = F.pad(nll * (~batch.is_first[:, 1:]), (1, 0))
+        return {"dynamics": nll}, states
+
+    def disagreement(self, state: Observed, action: Tensor) -> Tensor:
+        """(...) how unsure all members are, by the heuristic of the config."""
+        mean, log_var = self.gaussians(state.x, action)
+        return HEURISTICS[self.config.uncertainty](mean, (0.5 * log_var).exp())
+
+    # The ensemble
+
+    def gaussians(self, x: Tensor, action: Tensor, members: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(..., n), (..., A) to mean and log-variance (E, ..., n+1) of change and reward."""
+        return self._bounded(self.net(self._scaled(x, action), members))
+
+    def pull(self) -> Tensor:
+        """() what keeps the limits of log-variances near the data."""
+        return self.config.bounds_scale * (self.upper.sum() - self.lower.sum())
+
+    def fit(self, data: Transitions, holdout: Tensor) -> dict[str, Tensor]:
+        """Standardise inputs, learn until no member gets better on held-out data, keep each at its best, choose elites.
+
+        Args: data (N, ...) with observations as features; holdout (N,) bool.
+        Returns: "holdout_mse" of the elites, "train_loss", "rounds".
+        Raises: UserError without data on both sides, and where the ends in the data are not those of the config.
+        """
+        if not 0 < int(holdout.sum()) < len(holdout):
+            raise UserError(f"{len(holdout)} transitions, {int(holdout.sum())} held out, are too few to fit dynamics")
+        self.check_ends(data)
+        inputs = torch.cat([data.x, data.action], -1)
+        target = torch.cat([data.next_x - data.x, data.reward.unsqueeze(-1)], -1)
+        kept, held = ~holdout, holdout
+        with torch.no_grad():
+            self.shift.copy_(inputs[kept].mean(0))
+            spread = inputs[kept].std(0, unbiased=False)
+            self.scale.copy_(torch.where(spread < FLOOR, 1.0, spread))
+        told, truth = (inputs[kept] - self.shift) / self.scale, target[kept]
+        told_held, truth_held = (inputs[held] - self.shift) / self.scale, target[held]
+        found = self._rounds(told, truth, told_held, truth_held)
+        self.fitted.add_(1)
+        return found
+
+    def _rounds(self, x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> dict[str, Tensor]:
+        c, members, rows = self.config, self.config.members, len(x)
+        mine = [*self.net.parameters()]
+        optimizer = Adam([([*mine, self.lower, self.upper], c.lr)])
+        best = [p.detach().clone() for p in mine]
+        lowest = torch.full((members,), float("inf"), device=x.device)
+        bootstrap = torch.randint(rows, (members, rows), device=x.device)
+        waited, rounds, loss = 0, 0, y.new_zeros(())
+        while waited < c.patience and rounds < c.max_rounds:
+            bootstrap = bootstrap.gather(1, torch.rand(members, rows, device=x.device).argsort(1))
+            for at in range(0, rows, c.batch_size):
+                chosen = bootstrap[:, at : at + c.batch_size]
+                mean, log_var = self._bounded(self.net.each(x[chosen]))
+                fit = gaussian_loss(mean, log_var, y[chosen]).mean(1).sum()
+                loss = fit + self._decay() + self.pull()
+                optimizer.backward(loss)
+                optimizer.step(torch.isfinite(loss))
+            with torch.no_grad():
+                mean = self._bounded(self.net(x_held))[0]
+                mse = (mean - y_held).square().mean((1, 2))
+                better = (lowest - mse) / lowest > c.gain
+                better |= lowest.isinf() & mse.isfinite()
+                lowest = torch.where(better, mse, lowest)
+                for kept, now in zip(best, mine):
+                    kept.copy_(torch.where(better.view(-1, *(1,) * (now.ndim - 1)), now, kept))
+            rounds, waited = rounds + 1, 0 if bool(better.any()) else waited + 1
+        with torch.no_grad():
+            for kept, now in zip(best, mine):
+                now.copy_(kept)
+            self.elite.copy_(lowest.argsort()[: c.elites])
+        return {
+            "holdout_mse": lowest[self.elite].mean(), "train_loss": loss.detach() / members,
+            "rounds": torch.tensor(float(rounds)),
+        }
+
+    def check_ends(self, data: Transitions) -> None:
+        """Raises UserError where more than one transition in a hundred ends, or goes on, against ``config.ends``."""
+        wrong = float((self.ends(data.next_x) != data.terminal.bool()).float().mean())
+        if wrong > 0.01:
+            raise UserError(
+                f"the model takes episodes to end by ends={self.config.ends!r}, but {100 * wrong:.1f} % of "
+                f"{len(data.terminal)} real transitions say otherwise; choose among {', '.join(TERMINATIONS)}"
+            )
+
+    def _scaled(self, x: Tensor, action: Tensor) -> Tensor:
+        return (torch.cat([x, action], -1) - self.shift) / self.scale
+
+    def _bounded(self, out: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_var = out.float().chunk(2, -1)
+        log_var = self.upper - F.softplus(self.upper - log_var)
+        return mean, self.lower + F.softplus(log_var - self.lower)
+
+    def _decay(self) -> Tensor:
+        decays = self.config.decays
+        if not decays:
+            return self.lower.new_zeros(())
+        layers = [*self.net.layers]
+        rates = [decays[min(i, len(decays) - 1)] for i in range(len(layers))]
+        return torch.stack([0.5 * rate * layer.weight.square().sum() for rate, layer in zip(rates, layers)]).sum()
+
+
+def gaussian_loss(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
+    """(E, ...) mean over the last axis of (mu - y)^2 exp(-log_var) + log_var: twice the negative log-likelihood,
+    without its constant."""
+    return ((mean - target).square() * (-log_var).exp() + log_var).mean(-1)
+
+
+def vector_axes(spec: EnvSpec) -> dict[str, int]:
+    """Observations by key and how many axes each has, all of which must be numbers. Raises MisfitError for images and
+    classes."""
+    wrong = [key for key, array in spec.obs.items() if array.is_image or array.classes]
+    if wrong or not spec.obs:
+        raise MisfitError(
+            f"this model is for observed vectors, but {spec.name} has {', '.join(wrong) or 'no observations'}; for "
+            "images take a LatentModelConfig"
+        )
+    return {key: len(array.shape) for key, array in spec.obs.items()}
+
+
+def read_vectors(obs: dict[str, Tensor], axes: dict[str, int]) -> Tensor:
+    """(..., *) each to (..., n), float32, side by side."""
+    flat = [obs[key].float().flatten(-n) if n else obs[key].float().unsqueeze(-1) for key, n in axes.items()]
+    return torch.cat(flat, -1)
+
+
+def _init(weight: Tensor, fan_in: int) -> None:
+    """Truncated normal with standard deviation 1 / (2 sqrt(in))."""
+    std = 0.5 / fan_in**0.5
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
