@@ -227,6 +227,7 @@ class Dyna:
         """One round of branches from recent real states, by the policy, ``length`` steps or to their end."""
         c, model = self.config, self.model
         state = self._placed(self.seen.draw(c.branch.rows).x)
+        solved = model if isinstance(model, Solved) else None
         made, beyond = 0, 0.0
         for step in range(length):
             x = model.features(state)
@@ -243,8 +244,8 @@ class Dyna:
                 x=x, action=action, reward=reward, next_x=model.features(arrived), terminal=terminal, edge=edge
             )
             self.dreams.add(data)
-            if isinstance(model, Solved):
-                beyond += float(model.beyond(data.next_x, length).sum())
+            if solved is not None:
+                beyond += float(solved.beyond(data.next_x, length).sum())
             made += len(reward)
             alive = terminal == 0
             if not bool(alive.all()):
@@ -253,7 +254,7 @@ class Dyna:
                 arrived = tree.index(arrived, alive)
             state = arrived
         found = {"branch/length": float(length), "branch/transitions": float(made)}
-        if isinstance(model, Solved):
+        if solved is not None:
             found["reach/beyond_share"] = beyond / made
         return {name: torch.tensor(x) for name, x in found.items()}
 

@@ -14,6 +14,7 @@ class Ring(nn.Module):
     """Holds the last ``capacity`` transitions, and a number beside each; its content is part of the agent's state."""
 
     count: Tensor
+    mark: Tensor
 
     def __init__(self, capacity: int, feature_dim: int, actions: int) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ class SquashedPolicy(nn.Module):
         self.out = nn.Linear(widths[-1], 2 * actions)
         with torch.no_grad():
             for layer in self.layers:
-                layer.bias.fill_(0.1)
+                nn.init.constant_(cast(nn.Linear, layer).bias, 0.1)
             for p in self.out.parameters():
                 p.uniform_(-1e-3, 1e-3)
 

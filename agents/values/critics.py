@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import check_range
-from worldmodel.nn.ensemble import EnsembleMLP
+from worldmodel.nn.ensemble import EnsembleLinear, EnsembleMLP
 from worldmodel.types import ActionSpec
 
 
@@ -59,10 +59,11 @@ class Critics(nn.Module):
             init=_init,
         )
         with torch.no_grad():
-            for layer in [*self.fast.layers][:-1]:
+            *hidden, last = (cast(EnsembleLinear, layer) for layer in self.fast.layers)
+            for layer in hidden:
                 layer.bias.fill_(0.1)
-            nn.init.uniform_(self.fast.layers[-1].weight, -3e-3, 3e-3)
-            nn.init.uniform_(self.fast.layers[-1].bias, -3e-3, 3e-3)
+            for p in last.parameters():
+                p.uniform_(-3e-3, 3e-3)
         self.slow = copy.deepcopy(self.fast).requires_grad_(False)
 
     def every(self, features: Tensor, action: Tensor, *, slow: bool = False) -> Tensor:

@@ -105,25 +105,25 @@ class Reach(nn.Module):
     def remember(self, features: Tensor, value: Tensor, healthy: Tensor) -> None:
         """Take in what the critic was corrected at, (N, F), and the values that it learned there, (N,); nothing of an
         update that was not healthy."""
-        c, ok = self.config, healthy.float()
-        low, high = torch.quantile(value.float().flatten()[:MOST], self.quantiles)
-        finite = torch.where(torch.isfinite(high - low), ok, 0.0)
-        begun = (self.count > 0).float()
-        rate = torch.maximum(c.rate * begun, 1 - begun) * finite
-        self.spread.lerp_((high - low).nan_to_num().clamp(min=1.0), rate)
-        if c.detector not in ("knn", "rnd"):
-            self.count.add_(healthy.long())
-            return
+        c = self.config
         flat = features.reshape(-1, features.shape[-1]).float()
-        self.centre.lerp_(flat.mean(0), rate)
-        self.scale.lerp_(flat.std(0, unbiased=False).clamp(min=1e-3), rate)
-        chosen = flat[torch.randint(len(flat), (c.remembered,), device=flat.device)]
-        full = 1.0 if c.detector == "rnd" else (self.count >= c.memory // 2).float()
-        self.usual.lerp_(self._raw(chosen).mean().clamp(min=1e-6), torch.maximum(rate, c.rate * ok) * full)
-        if c.detector == "knn":
-            at = (self.count + torch.arange(c.remembered, device=flat.device)) % c.memory
-            self.held[at] = torch.where(healthy, chosen, self.held[at])
-        self.count.add_(c.remembered * healthy.long())
+        learned = value.reshape(-1)[:MOST].float()
+        good = healthy & flat.isfinite().all() & learned.isfinite().all()
+        begun = self.count > 0
+        rate = torch.where(begun, c.rate, 1.0)
+        low, high = torch.quantile(learned, self.quantiles)
+        _follow(self.spread, (high - low).clamp(min=1.0), rate, good)
+        if c.detector in ("knn", "rnd"):
+            _follow(self.centre, flat.mean(0), rate, good)
+            _follow(self.scale, flat.std(0, unbiased=False).clamp(min=1e-3), rate, good)
+            chosen = flat[torch.randint(len(flat), (c.remembered,), device=flat.device)]
+            # a memory that is nearly empty is far from everything
+            known = good & (begun if c.detector == "rnd" else self.count >= c.memory // 2)
+            _follow(self.usual, self._raw(chosen).mean().clamp(min=1e-6), torch.full_like(rate, c.rate), known)
+            if c.detector == "knn":
+                at = (self.count + torch.arange(c.remembered, device=flat.device)) % c.memory
+                self.held[at] = torch.where(good, chosen, self.held[at])
+        self.count.add_(c.remembered * good.long())
 
     def _raw(self, features: Tensor) -> Tensor:
         x = (features - self.centre) / self.scale
@@ -140,6 +140,11 @@ class Reach(nn.Module):
             nearest = held[far.argmin(1)]
         distance = ((flat - nearest).square().sum(-1) + 1e-12).sqrt()
         return torch.where(self.count > 0, distance, 0.0).view(x.shape[:-1])
+
+
+def _follow(average: Tensor, value: Tensor, rate: Tensor, good: Tensor) -> None:
+    """Move ``average`` in place towards ``value``, unless () ``good`` is False, whatever the value then is."""
+    average.copy_(torch.where(good, average + rate * (value - average), average))
 
 
 def _net(inputs: int, width: int) -> nn.Sequential:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from worldmodel.errors import MisfitError, UserError, check_range
 from worldmodel.models.heuristics import HEURISTICS
 from worldmodel.models.termination import TERMINATIONS
-from worldmodel.nn.ensemble import EnsembleMLP
+from worldmodel.nn.ensemble import EnsembleLinear, EnsembleMLP
 from worldmodel.nn.optim import Adam
 from worldmodel.tree import struct
 from worldmodel.types import Batch, EnvSpec, Prediction, Transitions
@@ -251,7 +251,7 @@ class EnsembleModel(nn.Module):
         decays = self.config.decays
         if not decays:
             return self.lower.new_zeros(())
-        layers = [*self.net.layers]
+        layers = [cast(EnsembleLinear, layer) for layer in self.net.layers]
         rates = [decays[min(i, len(decays) - 1)] for i in range(len(layers))]
         return torch.stack([0.5 * rate * layer.weight.square().sum() for rate, layer in zip(rates, layers)]).sum()
 

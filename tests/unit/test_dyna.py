@@ -1,0 +1,430 @@
+"""Dyna and its parts: losses, critics and the reach detector against numbers worked out by hand; the agent as one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from worldmodel import tree
+from worldmodel.agents.dyna import losses
+from worldmodel.agents.dyna.agent import BranchConfig, Dyna, DynaConfig
+from worldmodel.agents.dyna.buffer import Ring, flatten, marks
+from worldmodel.agents.dyna.policy import PolicyConfig, SquashedNormal, TemperatureConfig
+from worldmodel.agents.values.critics import Critics, CriticsConfig
+from worldmodel.agents.values.reach import Reach, ReachConfig
+from worldmodel.agents.values.reach_aware import ReachAwareValueConfig
+from worldmodel.check.value import check_value_learner
+from worldmodel.errors import MisfitError
+from worldmodel.models.analytic import Point
+from worldmodel.models.ensemble import EnsembleModelConfig
+from worldmodel.models.plateau import KnownConfig, Plateau
+from worldmodel.protocols import Agent, Compiles, Solved, Truncates
+from worldmodel.types import ActionSpec, ArraySpec, Batch, EnvSpec, Step, Transitions
+
+ACTION = ActionSpec(kind="continuous", size=2)
+SPEC = EnvSpec(name="test", obs={"vector": ArraySpec(shape=(2,), dtype="float32")}, action=ACTION)
+
+
+def small(**changes: Any) -> DynaConfig:
+    settings: dict[str, Any] = {
+        "model": KnownConfig(name="plateau"), "branch": BranchConfig(rows=16, every=5, keep=2, length=3),
+        "policy": PolicyConfig(units=(8, 8)), "value": CriticsConfig(units=(8, 8)), "batch_size": 16, "recent": 64,
+        "first": 16,
+    }
+    return DynaConfig(**(settings | changes))
+
+
+def played(rows: int = 8, time: int = 5, seed: int = 0) -> Batch:
+    """Steps of the plateau; row 0 has the end of an episode in it, row 1 a terminal one."""
+    g = torch.Generator().manual_seed(seed)
+    action = torch.rand(rows, time, 2, generator=g) * 2 - 1
+    first, last = torch.zeros(rows, time, dtype=torch.bool), torch.zeros(rows, time, dtype=torch.bool)
+    first[:2, 3], last[:2, 2] = True, True
+    terminal = last.clone()
+    terminal[0] = False
+    return Batch(
+        obs={"vector": torch.rand(rows, time, 2, generator=g)}, action=action, prev_action=action.roll(1, 1),
+        reward=torch.rand(rows, time, generator=g), is_first=first, is_last=last, is_terminal=terminal,
+    )
+
+
+# Losses
+
+
+def test_the_target_bootstraps_where_the_episode_went_on() -> None:
+    given = {"reward": torch.tensor([1.0, 1.0]), "terminal": torch.tensor([0.0, 1.0]), "discount": 0.9}
+    soft = losses.soft_value(value=torch.tensor([5.0, 5.0]), log_prob=torch.tensor([-1.0, -1.0]), alpha=0.5)
+    # 5 + 0.5, and 1 + 0.9 * 5.5
+    assert losses.critic_target(**given, next_value=soft).tolist() == pytest.approx([5.95, 1.0])
+
+
+def test_only_the_edge_pays_for_its_distance() -> None:
+    value = losses.reach_aware(
+        value=torch.tensor([5.0, 5.0]), cost=torch.tensor([3.0, 3.0]), edge=torch.tensor([0.0, 1.0])
+    )
+    assert value.tolist() == [5.0, 2.0]
+
+
+def test_policy_temperature_and_penalty_are_those_of_their_papers() -> None:
+    log_alpha = torch.tensor(math.log(0.5), requires_grad=True)
+    assert float(losses.policy_loss(value=torch.tensor(2.0), log_prob=torch.tensor(-1.0), alpha=0.5)) == -2.5
+    loss = losses.temperature_loss(log_alpha=log_alpha, log_prob=torch.tensor(-1.0), target=-2.0)
+    # -ln 0.5 * (-1 - 2); entropy 1 is above the -2 that is kept, so alpha falls
+    assert float(loss.detach()) == pytest.approx(3 * math.log(0.5))
+    loss.backward()
+    assert log_alpha.grad is not None and float(log_alpha.grad) == pytest.approx(3.0)
+    assert float(losses.penalised_reward(reward=torch.tensor(1.0), doubt=torch.tensor(0.5), weight=4.0)) == -1.0
+
+
+def test_squashed_log_probabilities_are_those_of_the_change_of_variables() -> None:
+    policy = SquashedNormal(torch.tensor([0.3]), torch.tensor([math.log(0.5)]))
+    action = torch.tensor([0.6])
+    raw = math.atanh(0.6)
+    density = math.exp(-0.5 * ((raw - 0.3) / 0.5) ** 2) / (0.5 * math.sqrt(2 * math.pi)) / (1 - 0.36)
+    assert float(policy.log_prob(action)) == pytest.approx(math.log(density), abs=1e-5)
+    torch.manual_seed(0)
+    sample, log_prob = policy.sample_with_log_prob()
+    assert float(policy.log_prob(sample)) == pytest.approx(float(log_prob), abs=1e-4)
+
+
+# Critics
+
+
+@pytest.mark.parametrize(("pessimism", "expected"), [("min", 1.0), ("mean", 3.0), ("lcb", 3.0 - 2 * math.sqrt(8 / 3))])
+def test_many_answers_become_one(pessimism: Any, expected: float) -> None:
+    critics = CriticsConfig(members=3, units=(4,), pessimism=pessimism, beta=2.0).build(2, ACTION)
+    # (1, 3, 5): mean 3, variance 8/3
+    assert float(critics.combine(torch.tensor([[1.0], [3.0], [5.0]]))) == pytest.approx(expected)
+
+
+def test_a_draw_of_two_is_the_lesser_of_two_members_and_its_policy_climbs_the_mean() -> None:
+    torch.manual_seed(0)
+    critics = CriticsConfig(members=4, units=(4,), pessimism="drawn").build(2, ACTION)
+    found = {float(critics.combine(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))) for _ in range(60)}
+    assert found == {1.0, 2.0, 3.0}
+    x, a = torch.randn(5, 2), torch.randn(5, 2)
+    assert torch.allclose(critics.value(x, a), critics.every(x, a).mean(0))
+
+
+def linear_critics(weights: list[list[float]], **changes: Any) -> Critics:
+    """Q_i(s, a) = w_i . a, through two hidden units each way for the sign."""
+    critics = CriticsConfig(members=len(weights), units=(4,), **changes).build(2, ACTION)
+    with torch.no_grad():
+        first, last = critics.fast.layers
+        first.weight.zero_()
+        first.bias.zero_()
+        last.bias.zero_()
+        for at, signs in enumerate((1.0, -1.0)):
+            for j in range(2):
+                first.weight[:, 2 + j, 2 * j + at] = signs
+                last.weight[:, 2 * j + at, 0] = signs * torch.tensor([w[j] for w in weights])
+    return critics
+
+
+def test_agreement_is_the_sum_of_cosines_of_the_members_gradients() -> None:
+    # gradients (3, 4), (4, 3) and (0, -1): cosines 24/25, -4/5, -3/5, each pair twice, over N - 1 = 2
+    critics = linear_critics([[3.0, 4.0], [4.0, 3.0], [0.0, -1.0]])
+    x, action = torch.zeros(1, 2), torch.tensor([[0.5, 0.5]])
+    assert float(critics.agreement(x, action).detach()) == pytest.approx(0.96 - 0.8 - 0.6, abs=1e-5)
+
+
+@pytest.mark.parametrize(("unit", "expected"), [("absolute", 2.0), ("returns", 4.5)])
+def test_the_critics_loss_is_summed_over_members_and_pays_for_agreement(unit: Any, expected: float) -> None:
+    critics = linear_critics([[1.0, 0.0], [1.0, 0.0]], diversity=1.0, diversity_in=unit)
+    action, target = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([1.0, 4.0])
+    # errors 0 and 9 of two members each; agreement 2 everywhere; the targets' variance is 2.25
+    loss = critics.loss(torch.zeros(2, 2), action, target).detach()
+    assert loss.tolist() == pytest.approx([expected, 18 + expected], abs=1e-4)
+
+
+def test_diversity_reaches_the_weights() -> None:
+    torch.manual_seed(0)
+    critics = CriticsConfig(members=3, units=(8,), diversity=1.0).build(2, ACTION)
+    critics.agreement(torch.randn(4, 2), torch.randn(4, 2)).mean().backward()
+    grad = critics.fast.layers[0].weight.grad
+    assert grad is not None and float(grad.abs().sum()) > 0
+
+
+# Reach
+
+
+def filled(config: ReachConfig, inputs: Tensor) -> Reach:
+    reach = config.build(inputs.shape[-1])
+    for _ in range(40):
+        reach.remember(inputs, torch.linspace(0, 10, len(inputs)), torch.tensor(True))
+    return reach
+
+
+def test_the_detector_knows_the_edge_from_the_inside() -> None:
+    torch.manual_seed(0)
+    inside = torch.rand(512, 2) * 12 - 6
+    reach = filled(ReachConfig(detector="knn", memory=512), inside)
+    edge = torch.cat([torch.full((50, 1), 7.0), torch.rand(50, 1) * 12 - 6], 1)
+    score = reach.score(edge).mean() / reach.score(torch.rand(500, 2) * 12 - 6).mean()
+    assert float(score) > 2
+    assert float(reach.cost(reach.score(torch.full((1, 2), 30.0)))) > 10
+
+
+def test_distances_are_in_the_inputs_own_scale() -> None:
+    torch.manual_seed(0)
+    inside = torch.rand(512, 2)
+    near, wide = torch.tensor([[1.5, 0.5]]), torch.tensor([[1.5, 5e4]])
+    config = ReachConfig(detector="knn", memory=512)
+    torch.manual_seed(1)
+    plain = filled(config, inside).score(near)
+    torch.manual_seed(1)
+    stretched = filled(config, inside * torch.tensor([1.0, 1e5])).score(wide)
+    assert float(plain) == pytest.approx(float(stretched), rel=0.02)
+
+
+def test_a_network_that_learned_its_inputs_scores_others_higher() -> None:
+    torch.manual_seed(0)
+    reach = ReachConfig(detector="rnd", width=32).build(2)
+    optimizer = torch.optim.Adam(reach.learner.parameters(), lr=3e-3)
+    inside = torch.rand(256, 2) * 2 - 1
+    for _ in range(150):
+        optimizer.zero_grad()
+        reach.loss(inside).mean().backward()
+        optimizer.step()
+        reach.remember(inside, torch.zeros(256), torch.tensor(True))
+    with torch.no_grad():
+        assert float(reach.score(inside * 5).mean()) > 3 * float(reach.score(inside).mean())
+
+
+def test_an_unhealthy_update_is_not_remembered() -> None:
+    reach = ReachConfig(detector="knn", memory=64, remembered=8).build(2)
+    before = copy.deepcopy(reach.state_dict())
+    reach.remember(torch.full((8, 2), float("nan")), torch.full((8,), float("nan")), torch.tensor(False))
+    assert all(torch.equal(x, before[name]) for name, x in reach.state_dict().items())
+
+
+@pytest.mark.parametrize("detector", ["knn", "rnd"])
+def test_the_state_value_keeps_the_promises_of_a_value_learner(detector: Any) -> None:
+    config = ReachAwareValueConfig(members=3, units=(16,), reach=ReachConfig(detector=detector, memory=64))
+    report = check_value_learner(config)
+    assert report.passed, report
+    assert isinstance(config.build(4), Truncates)
+
+
+def test_only_the_truncated_bootstrap_is_lowered() -> None:
+    torch.manual_seed(0)
+    value = ReachAwareValueConfig(members=1, units=(16,), reach=ReachConfig(memory=64)).build(2)
+    for _ in range(20):
+        value.loss(torch.rand(64, 2), torch.linspace(0, 10, 64))
+        value.track(torch.tensor(True))
+    far = torch.full((1, 2), 20.0)
+    assert float(value.truncated(far).detach()) < float(value.target(far).detach()) - 10
+    near = torch.rand(64, 2)
+    assert torch.allclose(value.truncated(near), value.target(near), atol=2.0)
+
+
+# Data
+
+
+def test_sequences_become_transitions_and_ends_are_told_apart() -> None:
+    batch = played(rows=2)
+    data, real = flatten(batch, batch.obs["vector"])
+    assert real.tolist() == [True, True, False, True] * 2
+    assert data.edge.tolist() == [0, 1, 0, 0] + [0] * 4 and data.terminal.tolist() == [0] * 4 + [0, 1, 0, 0]
+    # index t leads from step t to t + 1, whose reward it has, by the action chosen at t
+    assert torch.equal(data.reward[:4], batch.reward[0, 1:]) and torch.equal(data.action[:4], batch.action[0, :-1])
+    assert torch.equal(data.next_x[:3], data.x[1:4])
+
+
+def test_no_transition_leads_from_one_episode_into_another() -> None:
+    agent, batch = small().build(SPEC), played()
+    agent.absorb(batch)
+    held = agent.seen.at(slice(0, len(agent.seen)))
+    across = batch.obs["vector"][:2, 2]
+    assert not bool((held.x.unsqueeze(0) == across.unsqueeze(1)).all(-1).any())
+
+
+def test_a_transition_is_held_out_or_not_wherever_it_is_drawn() -> None:
+    index = torch.tensor([[3, 100], [3, 102]])
+    mark = marks(index, 5, 0.5, 8).view(2, 4)
+    assert mark[0, 2:].tolist() == mark[1, :2].tolist()
+    many = marks(torch.tensor([[0, 0]]), 20_001, 0.2, 20_000)
+    assert float(many.mean()) == pytest.approx(0.2, abs=0.01)
+
+
+def test_the_ring_keeps_the_last_ones() -> None:
+    ring = Ring(5, 2, 1)
+    for at in range(4):
+        row = torch.full((2,), float(at))
+        ring.add(Transitions(
+            x=row.unsqueeze(1).expand(2, 2), action=row.unsqueeze(1), reward=row, next_x=row.unsqueeze(1).expand(2, 2),
+            terminal=row, edge=row,
+        ))
+    assert len(ring) == 5 and sorted(ring.at(slice(0, 5)).reward.tolist()) == [1.0, 2.0, 2.0, 3.0, 3.0]
+
+
+# Dreams
+
+
+def test_branches_end_at_terminals_and_only_cut_ones_are_edges() -> None:
+    class Falls(Plateau):
+        def predict(self, previous: Point, action: Tensor, state: Point) -> Any:
+            said = super().predict(previous, action, state)
+            return replace(said, continues=(self.rho(state.x) < 1.0).float())
+
+    agent = small(branch=BranchConfig(rows=32, every=5, keep=2, length=4)).build(SPEC)
+    agent.model = Falls()
+    agent.absorb(played())
+    said = agent.dream(4)
+    data = agent.dreams.at(slice(0, len(agent.dreams)))
+    assert 32 < float(said["branch/transitions"]) < 4 * 32
+    fallen = Plateau.rho(data.next_x) >= 1.0
+    assert torch.equal(data.terminal.bool(), fallen) and not bool((data.edge.bool() & fallen).any())
+    # nothing goes on from where it fell
+    assert not bool((Plateau.rho(data.x[32:]) >= 1.0).any())
+
+
+def test_lengths_grow_linearly() -> None:
+    branch = BranchConfig(length=1, grown=15, grows=(20, 100))
+    assert [branch.at(n) for n in (0, 20, 60, 100, 500)] == [1, 1, 8, 15, 15]
+
+
+def test_the_penalty_needs_a_model_that_doubts() -> None:
+    with pytest.raises(MisfitError, match="needs a model that is Uncertain"):
+        small(penalty=1.0).build(SPEC)
+
+
+def test_true_dynamics_leave_nothing_to_penalise_but_an_ensemble_does() -> None:
+    net = EnsembleModelConfig(units=(8,), decays=(), max_rounds=1)
+    agent = small(model=net, penalty=2.0).build(SPEC)
+    torch.manual_seed(0)
+    agent.absorb(played())
+    agent.model.noise = "mean"
+    plain = small(model=net).build(SPEC)
+    for one in (agent, plain):
+        one.seen.load_state_dict(agent.seen.state_dict())
+        one.seen.restore()
+        torch.manual_seed(1)
+        one.dream(1)
+    data = agent.dreams.at(slice(0, 16))
+    with torch.no_grad():
+        doubt = agent.model.disagreement(agent._placed(data.x), data.action)
+    assert torch.allclose(data.reward, plain.dreams.at(slice(0, 16)).reward - 2.0 * doubt, atol=1e-5)
+
+
+@pytest.mark.parametrize(("patch", "share"), [("edge", 0.25), ("random", 0.25)])
+def test_the_patch_puts_the_optimum_where_it_says(patch: Any, share: float) -> None:
+    agent = small(patch=patch, discount=0.95).build(SPEC)
+    x = torch.tensor([[0.0, 0.0], [3.0, 1.0], [3.5, 0.0], [2.0, 0.0]])
+    value, found = agent._patched(x, torch.zeros(4))
+    assert float(found) == share
+    # rho 3.5 exceeds the 3 steps of a branch; on the plateau the optimum is 1 / (1 - 0.95)
+    if patch == "edge":
+        assert value.tolist() == pytest.approx([0.0, 0.0, 20.0, 0.0])
+    assert int((value > 0).sum()) == 1
+
+
+# The plane
+
+
+def test_the_optimum_of_the_plateau_is_what_moving_outwards_earns() -> None:
+    model = Plateau()
+    assert isinstance(model, Solved)
+    x = torch.tensor([[0.0, 0.0], [2.5, -1.0], [5.0, 0.0], [8.5, 0.0]])
+    # by hand, discount 0.5: 1/3 + (2/3)/2 + 1/2; 1 at once; 1; -1 until within 7, after two steps
+    assert model.optimum(x, 0.5).tolist() == pytest.approx([1 / 3 + 1 / 3 + 0.5, 2.0, 2.0, -1 + 0.5 * 2], abs=1e-5)
+    arrived = model.step(Point(x=x), torch.tensor([3.0, 0.0]).expand(4, 2))
+    assert arrived.x[:, 0].tolist() == [1.0, 3.5, 6.0, 9.5]
+    assert model.predict(Point(x=x), x, arrived).reward.tolist() == pytest.approx([1 / 3, 1.0, 1.0, -1.0])
+    assert Plateau(slope=True).predict(Point(x=x), x, arrived).reward.tolist() == pytest.approx([1 / 3, 1.0, 1.0, -1.5])
+
+
+# The agent
+
+
+def learned(config: DynaConfig, updates: int = 6, seed: int = 0) -> tuple[Dyna, dict[str, Tensor]]:
+    agent, metrics = config.build(SPEC, seed=seed), {}
+    for at in range(updates):
+        metrics = agent.learn(played(seed=at)).metrics
+    return agent, metrics
+
+
+PARTS = {
+    "mbpo": small(),
+    "ensemble": small(model=EnsembleModelConfig(units=(8,), decays=(), max_rounds=1), refit_every=3, penalty=1.0),
+    "sac": small(model=None),
+    "redq": small(model=None, value=CriticsConfig(members=4, units=(8,), pessimism="drawn")),
+    "edac": small(model=None, value=CriticsConfig(members=3, units=(8,), diversity=1.0)),
+    "ravl": small(value=CriticsConfig(members=5, units=(8,), diversity=1.0)),
+    "lcb": small(value=CriticsConfig(members=5, units=(8,), pessimism="lcb", norm="layer")),
+    "reach": small(value=CriticsConfig(units=(8,), norm="layer"), reach=ReachConfig(memory=64)),
+    "rnd": small(reach=ReachConfig(detector="rnd", width=8)),
+    "std": small(reach=ReachConfig(detector="ensemble", tolerance=0.0)),
+    "plain": small(backup="plain", temperature=TemperatureConfig(initial=0.2, is_learned=False)),
+    "growing": small(branch=BranchConfig(rows=16, every=2, keep=2, length=1, grown=3, grows=(0, 4))),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_composition_learns_something_finite(name: str) -> None:
+    config = PARTS[name]
+    batch = played()
+    agent = config.build(SPEC)
+    never = replace(batch, is_terminal=torch.zeros_like(batch.is_terminal))
+    before = [p.detach().clone() for p in agent.actor.parameters()]
+    for at in range(6):
+        metrics = agent.learn(replace(never, obs=played(seed=at).obs)).metrics
+    assert all(bool(x.isfinite()) for x in metrics.values())
+    assert any(not torch.equal(a, b) for a, b in zip(before, agent.actor.parameters()))
+    assert isinstance(agent, Compiles)
+    agent_: Agent[Any] = agent
+    step = Step(
+        obs={"vector": torch.zeros(3, 2)}, reward=torch.zeros(3), is_first=torch.ones(3, dtype=torch.bool),
+        is_last=torch.zeros(3, dtype=torch.bool), is_terminal=torch.zeros(3, dtype=torch.bool),
+    )
+    action, _ = agent_.act(agent_.initial(3, seed=1), step, explore=True)
+    assert action.shape == (3, 2) and bool((action.abs() <= 1).all())
+
+
+def test_the_policy_loss_teaches_no_critic() -> None:
+    agent, _ = learned(small())
+    agent.value.requires_grad_(False)
+    total, _, _ = agent.losses(agent.draw())
+    grads = torch.autograd.grad(total, [*agent.actor.parameters()], allow_unused=True)
+    assert all(g is not None and bool(g.isfinite().all()) for g in grads)
+    judged = [*agent._judge.parameters()]
+    assert not any(p.requires_grad for p in judged)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(judged, agent.value.parameters()))
+
+
+def test_nothing_is_learned_before_there_is_enough() -> None:
+    agent = small(first=60).build(SPEC)
+    assert agent.learn(played()).metrics == {} and agent.updates == 0
+    assert agent.learn(played()).metrics != {} and agent.updates == 1
+
+
+def test_it_goes_on_bit_for_bit() -> None:
+    config = PARTS["reach"]
+    agent, _ = learned(config)
+    twin = config.build(SPEC, seed=9)
+    twin.load_state_dict(tree.map(lambda x: x.clone(), dict(agent.state_dict())))
+    for at in range(6):
+        batch = played(seed=20 + at)
+        one, other = agent.learn(batch).metrics, twin.learn(batch).metrics
+        assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_a_batch_that_is_not_finite_changes_no_weight() -> None:
+    agent, _ = learned(small(model=None))
+    before = copy.deepcopy(agent.modules.state_dict())
+    agent.seen.reward.fill_(float("nan"))
+    update = agent.learn_step(agent.draw())
+    assert float(update.metrics["update/bad_streak"]) == 1
+    assert all(torch.equal(x, before[name]) for name, x in agent.modules.state_dict().items())
+
+
+def test_choices_are_refused() -> None:
+    spec = replace(SPEC, action=ActionSpec(kind="discrete", size=2))
+    with pytest.raises(MisfitError, match="needs continuous actions"):
+        small().build(spec)
