@@ -132,9 +132,11 @@ class Dyna:
             self.actor = config.policy.build(size, spec.action).to(device)
             self.value: Any = config.value.build(size, spec.action).to(device)
             self.reach = config.reach.build(size).to(device)
-        if config.penalty and not isinstance(self.model, Uncertain):
+        known: object = self.model
+        self._solved = known if isinstance(known, Solved) else None
+        if config.penalty and not isinstance(known, Uncertain):
             raise MisfitError(f"penalty={config.penalty} needs a model that is Uncertain, such as an EnsembleModel")
-        if config.patch != "none" and not isinstance(self.model, Solved):
+        if config.patch != "none" and self._solved is None:
             raise MisfitError(f"patch={config.patch!r} needs a model whose optimum is known")
         self.log_alpha = nn.Parameter(torch.full((), math.log(max(config.temperature.initial, 1e-8)), device=device))
         self.log_alpha.requires_grad_(config.temperature.is_learned)
@@ -225,9 +227,8 @@ class Dyna:
     @torch.no_grad()
     def dream(self, length: int) -> dict[str, Tensor]:
         """One round of branches from recent real states, by the policy, ``length`` steps or to their end."""
-        c, model = self.config, self.model
+        c, model, solved = self.config, self.model, self._solved
         state = self._placed(self.seen.draw(c.branch.rows).x)
-        solved = model if isinstance(model, Solved) else None
         made, beyond = 0, 0.0
         for step in range(length):
             x = model.features(state)

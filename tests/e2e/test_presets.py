@@ -58,6 +58,12 @@ CASES = [
     f"tdmpc2 {NANO} --task CartPole-v1 --actions discrete --train.first-updates 0",
     f"storm {NANO} {SHORT} --replay.windows 3 --replay.window 2",
     f"drama {NANO} {SHORT} --replay.windows 3 --replay.window 2",
+    *[f"dyna --version {version} --agent.first 4 --agent.policy.units 8 --agent.value.units 8{dreams}"
+      for version, dreams in [
+          *((name, "") for name in ("sac", "redq", "edac")),
+          *((name, " --agent.branch.rows 16 --agent.model.max-rounds 1 --agent.model.units 8") for name in
+            ("mbpo", "mopo", "ravl", "reach")),
+      ]],
     "dreamer_plans.toys --agent.collect.simulations 2 --agent.evaluate.simulations 2",
     "dreamer_plans.toys --task glide --objective barlow --plan evaluate --agent.evaluate.samples 8 "
     "--agent.evaluate.elites 2",
