@@ -290,7 +290,7 @@ class Dyna:
         action, log_prob = self.actor(data.x).sample_with_log_prob()
         value = self._judge.value(data.x, action)
         policy = losses.policy_loss(value=value, log_prob=log_prob, alpha=alpha)
-        terms = {"critic": critic, "policy": policy, "reach": self.reach.loss(data.x)}
+        terms = {"value": critic, "policy": policy, "reach": self.reach.loss(data.x)}
         if self.log_alpha.requires_grad:
             terms["temperature"] = losses.temperature_loss(
                 log_alpha=self.log_alpha, log_prob=log_prob, target=self.entropy

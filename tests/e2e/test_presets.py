@@ -108,7 +108,7 @@ def lived(run: Run, run_dir: Path) -> None:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = {name: x for row in rows for name, x in row.items() if name.startswith("loss/")}
     assert {"loss/total", "loss/policy", "loss/value"} <= losses.keys()
-    assert {"loss/dyn", "loss/consistency"} & losses.keys()
+    assert {"loss/dyn", "loss/consistency", "loss/temperature"} & losses.keys()
     assert all(math.isfinite(x) for x in losses.values())
     assert max(row.get("update/skipped", 0) for row in rows) == 0
     loaded = runs.load(run_dir, device="cpu")
