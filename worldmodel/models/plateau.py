@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from worldmodel.models.analytic import Pendulum, Point
-from worldmodel.models.analytic import _Analytic as Analytic
+from worldmodel.models.analytic import Analytic, Pendulum, Point
 from worldmodel.types import EnvSpec, Prediction
 
 
