@@ -73,6 +73,12 @@ CORES: dict[str, tuple[str, ...]] = {
     "storm": ("storm", "--task", "boxing"),
 }
 """The same of the other cores: of the RSSM's size, and as published, with 1,024 dreams of 16 steps."""
+PLANS: dict[str, tuple[str, ...]] = {
+    "tdmpc2-5m": ("tdmpc2", "--size", "5m"),
+    "tdmpc2-5m-parity": ("tdmpc2", "--size", "5m", "--mode", "parity"),
+    "dreamer-12m-pixels": ("dreamer_plans.vision", "--env.render", "ray", "--size", "12m"),
+}
+"""Whose decisions are planned: their latency by number of environments, compiled and captured as a run's are."""
 LEARNING: dict[str, tuple[float, tuple[str, ...]]] = {
     "walker_stand": (20, (*PIXELS, "--task", "walker_stand", "--train.steps", "32000")),
     "cartpole_swingup": (36, (*PIXELS, "--task", "cartpole_swingup", "--train.steps", "60000")),
@@ -95,6 +101,10 @@ def steps() -> list[Step]:
         *(
             Step(name=f"act/{name}", minutes=1, words=("act", *RUNS[name], "--batches", "1", "16", "64"))
             for name in ("1m-proprio", "12m-pixels", "50m-pixels")
+        ),
+        *(
+            Step(name=f"plan/{name}", minutes=1, words=("act", *words, "--batches", "1", "8", "64"))
+            for name, words in PLANS.items()
         ),
         Step(name="replay", minutes=1.5, words=("replay", *RUNS["12m-pixels"])),
         *(

@@ -35,7 +35,8 @@ class BenchOptions:
     json: str = ""
     """File for the result as JSON."""
     against: str = ""
-    """Folder of a peer to measure side by side: a checkout of r2dreamer (update), an installed TorchRL (replay)."""
+    """Folder of a peer to measure side by side: a checkout of r2dreamer (update) or of TD-MPC2 (act), an
+    installed TorchRL (replay)."""
     peer_python: str = sys.executable
     """The interpreter that the peer runs in."""
     peer_options: str = ""

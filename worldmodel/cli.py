@@ -200,7 +200,7 @@ def bench(argv: list[str]) -> int:
     preset = presets.find_preset(name or presets.DEFAULT)
     run, arguments, asked = presets.parse(preset, rest, BenchOptions(), prog=f"worldmodel bench {part} {preset.name}")
     if asked.against and part not in AGAINST:
-        raise UserError(f"--against goes with {' and '.join(AGAINST)}, not with {part}; leave it out")
+        raise UserError(f"--against goes with {', '.join(AGAINST)}, not with {part}; leave it out")
     peer: Run | None = None
     if asked.peer_options:
         if part != "update" or not asked.against:

@@ -8,5 +8,5 @@ PLANNERS = "planners"
 """What takes layers instead: returns and latency of planners."""
 REACH = "reach"
 """What becomes of agents that bootstrap from where no data is."""
-AGAINST = ("update", "replay")
+AGAINST = ("update", "replay", "act")
 """What can be measured beside a peer."""
