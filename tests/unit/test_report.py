@@ -90,8 +90,12 @@ def test_status_tells_running_killed_diverged_and_stopped_apart(tmp_path: Path) 
             (run / "lock").touch()
         if name == "killed":
             os.utime(run / "lock", (0, 0))
-        if name == "diverged":
+        if name.startswith("diverged"):
             (run / "lock").unlink()
+        if name.endswith("between rows"):
+            (run / "diverged" / "000000000417").mkdir(parents=True)
+        if name.endswith("gone on"):
+            (run / "diverged" / "000000000399").mkdir(parents=True)
         return folders.read(run).status
 
     where = "at 400 of 1,000 decisions"
@@ -99,6 +103,9 @@ def test_status_tells_running_killed_diverged_and_stopped_apart(tmp_path: Path) 
     assert status("running") == f"running, {where}"
     assert status("killed") == f"failed: killed {where}"
     assert status("diverged", **{"update/bad_streak": 3.0}) == f"failed: its last updates were not finite, {where}"
+    assert status("diverged between rows") == f"failed: its last updates were not finite, {where}"
+    assert status("diverged, gone on", **{"update/skipped": 3.0}) == f"unfinished: stopped {where}"
+    assert folders.read(tmp_path / "diverged, gone on").notes == ("3 updates skipped: not finite",)
 
 
 def test_a_foreign_environment_needs_no_permission_to_be_reported(tmp_path: Path) -> None:

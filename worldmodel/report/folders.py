@@ -87,6 +87,9 @@ def read(run_dir: Path) -> Record:
     notes = [departure] if departure else []
     if dropped:
         notes.append(f"{dropped} score{'s' * (dropped > 1)} left out: not a finite number")
+    skipped = next((row["update/skipped"] for row in reversed(rows["metrics.jsonl"]) if "update/skipped" in row), 0)
+    if _is_number(skipped) and skipped:
+        notes.append(f"{skipped:,.0f} update{'s' * (skipped > 1)} skipped: not finite")
     if not series and not dropped:
         notes.append("no scores yet")
     return Record(
@@ -177,6 +180,10 @@ def _status(
     if lock.exists():
         is_alive = time.time() - lock.stat().st_mtime < SILENCE
         return False, f"running, {where}" if is_alive else f"failed: killed {where}"
-    if rows["metrics.jsonl"] and rows["metrics.jsonl"][-1].get("update/bad_streak", 0) > 0:
+    # what a run that diverged leaves behind; a row of metrics need not have been due since. One that went on from an
+    # older checkpoint has come further
+    left = [int(path.name) for path in (Path(run_dir) / "diverged").glob("[0-9]*") if path.name.isdigit()]
+    streak = rows["metrics.jsonl"][-1].get("update/bad_streak", 0) if rows["metrics.jsonl"] else 0
+    if streak > 0 or max(left, default=-1) >= decisions:
         return False, f"failed: its last updates were not finite, {where}"
     return False, f"unfinished: stopped {where}" if decisions else "unfinished: not begun"
