@@ -26,7 +26,7 @@ def test_the_edge_of_reach_kills_and_knowing_it_cures() -> None:
     study = plateau()
     base, ours = (study.run(name, seed=0, updates=2400) for name in ("base", "reach"))
     assert max(base["curve"]["value/mean"]) > 1.15 * max(ours["curve"]["value/mean"])
-    assert base["return"] < 0.5 < 0.8 < ours["return"]
+    assert base["return"] < 0.0 < 0.7 < ours["return"]
     assert ours["value/mean"] < 20.0
     # by construction known: how often dreams stand where no dream may leave from
     assert base["curve"]["reach/beyond_share"][-1] > 2 * ours["curve"]["reach/beyond_share"][-1]
