@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 
 from worldmodel import arguments, options, presets
-from worldmodel.bench import KERNELS, PARTS, PLANNERS
+from worldmodel.bench import KERNELS, PARTS, PLANNERS, REACH
 from worldmodel.cli import COMMANDS
 from worldmodel.sweep import search
 from worldmodel.sweep.plan import make_jobs, parse_grid, parse_seeds
@@ -69,6 +69,8 @@ def parse(words: list[str]) -> None:
         options.parse(arguments.KernelBenchOptions, rest[1:], prog=command)
     elif command == "bench" and rest[0] == PLANNERS:
         options.parse(arguments.PlannerBenchOptions, rest[1:], prog=command)
+    elif command == "bench" and rest[0] == REACH:
+        options.parse(arguments.ReachBenchOptions, rest[1:], prog=command)
     elif command == "sweep":
         asked, common = options.partition(arguments.SweepOptions, rest[1:], prog=command)
         spaces = dict(search.parse_space(text) for text in asked.search)
