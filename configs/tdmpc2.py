@@ -58,8 +58,9 @@ def tdmpc2(
     render: Literal["gl", "gl-fast", "ray"] = "gl",
     actions: Literal["continuous", "discrete"] = "continuous",
 ) -> Run:
-    """A DMC task ("cup_catch"), "catch" or "glide", or a Gymnasium id ("Pendulum-v1"; say which actions it has). Images
-    are the newest three.
+    """TD-MPC2 on a DMC task ("cup_catch"), "catch" or "glide", or a Gymnasium id, whose kind of actions is to be said.
+
+    Images are the newest three.
 
     "parity" is the authors' code with its quirks, each a switch of its own. "default" is ours: the entropy of actions
     and not of what the tanh squashes, the two drawn Q-functions alone computed, predicted ends as probabilities,
