@@ -305,7 +305,7 @@ def test_the_parts_are_those_that_can_be_measured() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["updates"], "unknown part to measure 'updates'; did you mean 'update'?"),
+        (["updates"], "unknown part to measure 'updates'; did you mean 'update'"),
         (["kernels", "ssd_scn"], "unknown kernel 'ssd_scn'; did you mean 'ssd_scan'"),
         (["kernels", "--blocks", "0"], "--blocks must be at least 1, got 0"),
         (["update", "dmc.vison"], "unknown preset 'dmc.vison'; did you mean 'dmc.vision'"),

@@ -125,8 +125,8 @@ def test_a_failed_step_is_tried_again_once_and_stops_nothing(tmp_path: Path) -> 
 
 def test_a_learning_run_goes_on_until_it_is_done(tmp_path: Path) -> None:
     for state, is_done in (("going on", False), ("going on", False), ("done", True)):
-        one = Script(tmp_path, {"learn/boxing": state}, only="learn/boxing")
-        assert one.run() is is_done and one.ran == ["learn/boxing"]
+        one = Script(tmp_path, {"learn/walker_stand": state}, only="learn/walker_stand")
+        assert one.run() is is_done and one.ran == ["learn/walker_stand"]
 
 
 def test_another_commit_measures_again_and_learns_on(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_another_commit_measures_again_and_learns_on(tmp_path: Path) -> None:
     later = Script(tmp_path, {})
     later.here = later.here | {"commit": "another"}
     later.run()
-    assert "update/12m-pixels" in later.ran and "learn/boxing" not in later.ran
+    assert "update/12m-pixels" in later.ran and "learn/walker_stand" not in later.ran
 
 
 def test_no_time_means_no_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
