@@ -54,7 +54,7 @@ def configs(folder: str) -> list[Any]:
             module = importlib.import_module(f"{room.replace('/', '.')}.{path.stem}")
             for name, kind in inspect.getmembers(module, inspect.isclass):
                 if name.endswith("Config") and kind.__module__ == module.__name__ and hasattr(kind, "build"):
-                    fields = {f.name for f in dataclasses.fields(kind)}
+                    fields = {f.name for f in dataclasses.fields(kind) if not isinstance(f.default, tuple)}
                     found.append(kind(**{name: size for name, size in TINY.items() if name in fields}))
     return found
 
@@ -78,7 +78,11 @@ def test_our_objectives_conform(config: Any) -> None:
     check.check_objective(config).require()
 
 
-@pytest.mark.parametrize("config", configs("agents/values"), ids=named)
+# beside these, critics of states with actions and detectors live there, which are parts of their agents
+VALUES = [x for x in configs("agents/values") if type(x).__name__.endswith("ValueConfig")]
+
+
+@pytest.mark.parametrize("config", VALUES, ids=named)
 def test_our_value_learners_conform(config: Any) -> None:
     assert target.kind_of(config) == "value"
     check.check_value_learner(config).require()
