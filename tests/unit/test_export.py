@@ -187,8 +187,8 @@ def test_the_pages_commands_exist(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_our_commands_never_read_a_program() -> None:
     sources = [path for room in ("worldmodel", "agents", "configs", "tools") for path in (ROOT / room).rglob("*.py")]
     assert len(sources) > 50
-    loads = [str(path) for path in sources if re.search(r"export\.load\(|torch\.load\(|jit\.load", path.read_text())]
-    assert loads == []
+    reads = re.compile(r"export\.load\(|torch\.load\((?!.*weights_only=True)|jit\.load")
+    assert [str(path) for path in sources if reads.search(path.read_text())] == []
 
 
 class Drawing(torch.nn.Module):

@@ -100,7 +100,7 @@ def test_the_end_of_a_curve_is_the_last_score() -> None:
         ("atari100k", "--task pong --version 2023", "DreamerV3 2023, Atari100k at 400k frames"),
         ("atari", "--task ms_pacman", "23,809 for ms_pacman"),
         ("atari", "--task carnival", "no figure for carnival"),
-        ("tdmpc2", "--task cup_catch", "at 1M frames (5m, default): 985.8 for ball_in_cup_catch"),
+        ("tdmpc2", "--task cup_catch", "at 1M frames (this run: 5m, default): 985.8 for ball_in_cup_catch"),
     ],
 )
 def test_presets_answer_to_the_tables(preset: str, options: str, sentence: str) -> None:
