@@ -84,30 +84,30 @@ def join(place: Place, device: torch.device, *, end: Callable[[str], None] | Non
         end: told the sentence about a rank that has gone; by default it is printed and the process ends with ``GONE``.
     Raises: UserError where the others do not come.
     """
-    timeout = timedelta(seconds=OPERATION)
     try:
-        store = _store(place, place.hosts_store)
-        store.set(_key(place.rank), "0")
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", store=PrefixStore("group", store), rank=place.rank,
-            world_size=place.size, timeout=timeout,
-        )
+        # connections of their own: the thread that watches must not wait behind one that communicates
+        store, watched = _store(place, place.hosts_store), _store(place, False)
     except (RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(
-            f"rank {place.rank} of {place.size} could not meet the others at {place.address}:{place.port} within "
-            f"{JOINING:.0f} s ({first}); start all of them, with the same torchrun --nnodes and --rdzv-endpoint"
-        ) from error
+        raise _unmet(place, error) from error
     try:
-        # a connection of its own: the thread that watches must not wait behind one that communicates
-        with Watch(place, _store(place, False), end or _end) as watch, ranks.sharing(dist.group.WORLD):
+        with Watch(place, watched, end or _end) as watch:
             try:
-                yield Crew(place.size, dist.new_group(backend="gloo"))
+                dist.init_process_group(
+                    "nccl" if device.type == "cuda" else "gloo", store=PrefixStore("group", store), rank=place.rank,
+                    world_size=place.size, timeout=timedelta(seconds=OPERATION),
+                )
+            except (RuntimeError, ValueError) as error:
+                watch.explain()
+                raise _unmet(place, error) from error
+            try:
+                with ranks.sharing(dist.group.WORLD):
+                    yield Crew(place.size, dist.new_group(backend="gloo"))
             except RuntimeError:
                 watch.explain()
                 raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 class Alone:
@@ -173,7 +173,7 @@ def begin_alike(state: Mapping[str, Tensor]) -> None:
 
 
 class Watch:
-    """Shows a sign of life, and tells of the first rank that shows none."""
+    """Shows a sign of life, and tells of the first rank that shows none, or does not come."""
 
     def __init__(self, place: Place, store: Store, end: Callable[[str], None]) -> None:
         """Args: store: for this object alone."""
@@ -182,6 +182,7 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="watch-ranks", daemon=True)
 
     def __enter__(self) -> Watch:
+        self._store.set(_key(self.place.rank), "0")
         self._thread.start()
         return self
 
@@ -196,22 +197,27 @@ class Watch:
         self._found.wait(SILENCE + 4 * BEAT)
 
     def _run(self) -> None:
-        seen: dict[int, tuple[bytes, float]] = {}
         others = [rank for rank in range(self.place.size) if rank != self.place.rank]
+        seen: dict[int, tuple[bytes | None, float]] = dict.fromkeys(others, (None, time.monotonic()))
         beat = 0
         while not self._stop.wait(BEAT):
             beat += 1
             try:
                 self._store.set(_key(self.place.rank), str(beat))
-                signs = {rank: self._store.get(_key(rank)) for rank in others}
+                # to get what is not there yet would wait for it
+                signs = {rank: self._store.get(_key(rank)) for rank in others if self._store.check([_key(rank)])}
             except RuntimeError:
                 self._tell("the process that keeps the common store (rank 0, or torchrun) has gone")
                 return
             now = time.monotonic()
-            for rank, sign in signs.items():
-                if rank not in seen or seen[rank][0] != sign:
+            for rank in others:
+                sign, (last, since) = signs.get(rank), seen[rank]
+                if sign != last:
                     seen[rank] = sign, now
-                elif sign != DONE.encode() and now - seen[rank][1] > SILENCE:
+                elif sign is None and now - since > JOINING:
+                    self._tell(f"rank {rank} of {self.place.size} has not come within {JOINING:.0f} s")
+                    return
+                elif sign not in (None, DONE.encode()) and now - since > SILENCE:
                     self._tell(f"rank {rank} of {self.place.size} has shown no sign of life for {SILENCE:.0f} s")
                     return
 
@@ -221,6 +227,13 @@ class Watch:
             f"{what}; rank {self.place.rank} ends, for no update is possible without it: go on with "
             f"`worldmodel resume` on all ranks"
         )
+
+
+def _unmet(place: Place, error: Exception) -> UserError:
+    return UserError(
+        f"rank {place.rank} of {place.size} could not meet the others at {place.address}:{place.port} "
+        f"({str(error).splitlines()[0]}); start all of them, with the same torchrun --nnodes and --rdzv-endpoint"
+    )
 
 
 def _store(place: Place, is_master: bool) -> TCPStore:
