@@ -75,7 +75,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     | {"", "arguments", "bench", "check", "config", "doctor", "export", "info", "listing", "options", "presets"}
     | {"report", "runs", "sweep", "train"},
     "bench": FOUNDATION
-    | {"bench", "kernels", "config", "runs", "envs", "replay", "train", "planning", "presets", "report"},
+    | {"bench", "kernels", "nn", "config", "runs", "envs", "replay", "train", "planning", "presets", "report"},
     "__main__": frozenset({"cli"}),
     "dreams": FOUNDATION | {"replay", "runs", "train", "trained"},
     "export": FOUNDATION | {"config", "runs", "train", "trained"},

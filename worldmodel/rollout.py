@@ -22,20 +22,18 @@ def unroll(model: WorldModel[S], choose: Callable[[S, int], Tensor], state: S, h
 
     Gradients flow wherever the caller lets them: wrap in ``torch.no_grad`` for score-function learning.
     """
-    states, actions = [trimmed(model, state)], []
-    if isinstance(model, Forks):
-        state = model.fork(state, 1)
-    for t in range(horizon):
-        action = choose(state, t)
-        state = model.step(state, action)
-        states.append(trimmed(model, state))
-        actions.append(action)
-    return _trajectory(model, states, torch.stack(actions, 1))
+    states, actions = _walk(model, choose, state, horizon)
+    return _trajectory(model, states, actions)
 
 
 def imagine(model: WorldModel[S], policy: Callable[[Tensor], Tensor], state: S, horizon: int) -> Trajectory[S]:
     """:func:`unroll` with actions that a policy chooses by the features alone: ``policy(features) -> (B, A)``."""
     return unroll(model, lambda now, t: policy(model.features(now)), state, horizon)
+
+
+def proposals(model: WorldModel[S], policy: Callable[[Tensor], Tensor], state: S, horizon: int) -> Tensor:
+    """The actions (B, H, A) of :func:`imagine` alone: nothing is predicted."""
+    return _walk(model, lambda now, t: policy(model.features(now)), state, horizon)[1]
 
 
 def follow(model: WorldModel[S], state: S, action: Tensor) -> Trajectory[S]:
@@ -50,6 +48,21 @@ def follow(model: WorldModel[S], state: S, action: Tensor) -> Trajectory[S]:
 def trimmed(model: WorldModel[S], state: S) -> S:
     """The state as rollouts keep it: without caches, where the model ``Trims``."""
     return model.trim(state) if isinstance(model, Trims) else state
+
+
+def _walk(
+    model: WorldModel[S], choose: Callable[[S, int], Tensor], state: S, horizon: int
+) -> tuple[list[S], Tensor]:
+    """States, the first one included, as rollouts keep them, and actions (B, H, A)."""
+    states, actions = [trimmed(model, state)], []
+    if isinstance(model, Forks):
+        state = model.fork(state, 1)
+    for t in range(horizon):
+        action = choose(state, t)
+        state = model.step(state, action)
+        states.append(trimmed(model, state))
+        actions.append(action)
+    return states, torch.stack(actions, 1)
 
 
 def _trajectory(model: WorldModel[S], states: list[S], action: Tensor) -> Trajectory[S]:

@@ -294,11 +294,13 @@ def _train(
             "config": configs.config_hash(run), "device": str(device), "threads": threads, "compile": compiled,
             "seed": run.seed,
         }
+        # before signals are caught: what comes while processes wait for one another ends them at once
+        crew = Alone() if place is None else stack.enter_context(join(place, device))
         trainer = Trainer(
             agent=agent, pool=pool, replay=replay, evaluator=evaluator,
             output=Output(logger=logger, display=display, checkpoints=checkpoints, meta=meta),
             config=run.train, batch_steps=run.replay.batch_size * run.replay.length, seed=run.seed,
-            interrupted=stack.enter_context(GracefulExit()), crew=Alone(),
+            interrupted=stack.enter_context(GracefulExit()), crew=crew,
         )
         if again:
             logger.rewind(BEGINNING)
@@ -306,12 +308,11 @@ def _train(
         if checkpoint is not None:
             display.message(f"{checkpoint.path}: {trainer.load(checkpoint)}")
         if place is not None:
-            display.message(f"{place.size} processes share every batch")
-            trainer.crew = stack.enter_context(join(place, device))
             begin_alike(agent.state_dict())
+            display.message(f"{place.size} processes share every batch")
         try:
             summary = trainer.run()
-            trainer.crew.end()
+            crew.end()
             return summary
         except EnvError:
             trainer.save_broken()

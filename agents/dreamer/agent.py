@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,7 +25,10 @@ from worldmodel.agents.dreamer.losses import (
 from worldmodel.agents.values.twohot import TwoHotValueConfig
 from worldmodel.errors import UserError, check_range
 from worldmodel.models.latent import LatentModelConfig
+from worldmodel.nn import precision
 from worldmodel.nn.optim import LaProp, without_gradient
+from worldmodel.nn.precision import Precision
+from worldmodel.nn.state import Skipped, joined, parted
 from worldmodel.protocols import Decodes, Remembers, Truncates, Uncertain
 from worldmodel.rng import Stream
 from worldmodel.rollout import follow, imagine, trimmed
@@ -93,7 +96,7 @@ class DreamerConfig:
     """Weight of the task's reward in what the behaviour learns from; the reward head learns in any case."""
     intrinsic: float = 0.0
     """Weight of the model's disagreement in it (Plan2Explore)."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of matrix products and convolutions; "auto": bfloat16 on a GPU, float32 on a CPU. Parameters, norms, softmax, KL,
     two-hot, returns and losses are float32 always."""
 
@@ -122,8 +125,7 @@ class Dreamer:
 
     def __init__(self, config: DreamerConfig, spec: EnvSpec, device: torch.device, seed: int) -> None:
         self.config, self.spec, self.device = config, spec, device
-        on_gpu = "bfloat16" if device.type == "cuda" else "float32"
-        self.precision = on_gpu if config.precision == "auto" else config.precision
+        self.precision: precision.Numbers = precision.chosen(config.precision, device)
         with Stream(seed=seed):
             self.model = config.model.build(spec).to(device)
             self.actor = config.actor.build(self.model.feature_dim, spec.action).to(device)
@@ -153,8 +155,7 @@ class Dreamer:
             "value": config.value_scale,
             "replay_value": config.replay_value_scale,
         }
-        self.bad_streak = torch.zeros((), device=device)
-        self.bad_total = torch.zeros((), device=device)
+        self.skipped = Skipped(device)
         self.streams = {
             name: Stream(seed=seed * 1000 + i, device=device) for i, name in enumerate(("learn", "report"), 1)
         }
@@ -232,15 +233,8 @@ class Dreamer:
         healthy = stepped["healthy"]
         self.value.track(healthy)
         self.normalizer.keep(healthy, *scale_before)
-        with torch.no_grad():
-            self.bad_streak.copy_(torch.where(healthy, 0.0, self.bad_streak + 1))
-            self.bad_total.add_((~healthy).float())
-            metrics = metrics | {
-                "loss/total": total.detach(),
-                "update/grad_norm": stepped["grad_norm"],
-                "update/skipped": self.bad_total.clone(),
-                "update/bad_streak": self.bad_streak.clone(),
-            }
+        metrics = metrics | {"loss/total": total.detach(), "update/grad_norm": stepped["grad_norm"]}
+        metrics |= self.skipped.count(healthy)
         return Update(metrics=metrics, memory=memory, priority=priority)
 
     def compute_losses(
@@ -290,9 +284,7 @@ class Dreamer:
         return losses, metrics, states
 
     def _cast(self) -> AbstractContextManager[Any]:
-        """Computes in ``precision`` while it is open, for one phase of an update: within one such block torch reuses
-        the first cast of a weight, so a weight first used without gradient would get none from later uses."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        return precision.computing(self.precision, self.device)
 
     @torch.no_grad()
     def _judge(self, states: Any) -> Tensor:
@@ -432,20 +424,16 @@ class Dreamer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, moments, normalisers, random streams and counters."""
-        out = {f"model/{name}": x for name, x in self.modules.state_dict().items()}
-        out |= {f"optim/{name}": x for name, x in self.optimizer.state_dict().items()}
-        out |= {f"rng/{name}": stream.state for name, stream in self.streams.items()}
-        return out | {"count/bad_streak": self.bad_streak, "count/bad_total": self.bad_total}
+        return joined(
+            model=self.modules.state_dict(), optim=self.optimizer.state_dict(),
+            rng={name: stream.state for name, stream in self.streams.items()}, count=self.skipped.state_dict(),
+        )
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copies in place: compiled callables and flat buffers stay valid."""
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}, "rng": {}, "count": {}}
-        for name, x in state.items():
-            group, _, rest = name.partition("/")
-            groups[group][rest] = x
+        groups = parted(state)
         self.modules.load_state_dict(groups["model"])
         self.optimizer.load_state_dict(groups["optim"])
         for name in self.streams:
             self.streams[name] = Stream(state=groups["rng"][name].clone(), device=self.device)
-        self.bad_streak.copy_(groups["count"]["bad_streak"])
-        self.bad_total.copy_(groups["count"]["bad_total"])
+        self.skipped.load_state_dict(groups["count"])

@@ -21,6 +21,7 @@ from worldmodel.agents.values.reach import ReachConfig
 from worldmodel.errors import MisfitError, check_range
 from worldmodel.models.ensemble import EnsembleModelConfig, read_vectors, vector_axes
 from worldmodel.nn.optim import Adam, without_gradient
+from worldmodel.nn.state import Skipped, joined, parted
 from worldmodel.protocols import Fits, Solved, Uncertain
 from worldmodel.rng import Stream
 from worldmodel.tree import struct
@@ -155,7 +156,7 @@ class Dyna:
             self.modules["model"] = self.model
         self._judge = without_gradient(self.value)
         self.updates = 0
-        self.bad_streak, self.bad_total = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.skipped = Skipped(device)
         self.streams = {"learn": Stream(seed=seed * 1000 + 1, device=device)}
         self.steps: dict[str, Callable[..., Any]] = {"learn": self.learn_step, "act": self.act_step}
         self.parts: dict[str, Callable[..., Any]] = {"losses": self.losses, "act": self.compute_action}
@@ -277,12 +278,8 @@ class Dyna:
         healthy = stepped["healthy"]
         self.value.track(healthy)
         self.reach.remember(data.x, target, healthy)
-        self.bad_streak.copy_(torch.where(healthy, 0.0, self.bad_streak + 1))
-        self.bad_total.add_((~healthy).float())
-        metrics = metrics | {
-            "loss/total": total.detach(), "update/grad_norm": stepped["grad_norm"],
-            "update/skipped": self.bad_total.clone(), "update/bad_streak": self.bad_streak.clone(),
-        }
+        metrics = metrics | {"loss/total": total.detach(), "update/grad_norm": stepped["grad_norm"]}
+        metrics |= self.skipped.count(healthy)
         return Update(metrics=metrics, memory={})
 
     def losses(self, data: Transitions) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -357,21 +354,16 @@ class Dyna:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, moments, transitions held, random stream and counters."""
-        out = {f"model/{name}": x for name, x in self.modules.state_dict().items()}
-        out |= {"model/log_alpha": self.log_alpha.detach()}
-        out |= {f"seen/{name}": x for name, x in self.seen.state_dict().items()}
-        out |= {f"dreams/{name}": x for name, x in self.dreams.state_dict().items()}
-        out |= {f"optim/{name}": x for name, x in self.optimizer.state_dict().items()}
-        out |= {"rng/learn": self.streams["learn"].state}
-        counts = {"bad_streak": self.bad_streak, "bad_total": self.bad_total, "updates": torch.tensor(self.updates)}
-        return out | {f"count/{name}": x for name, x in counts.items()}
+        return joined(
+            model={**self.modules.state_dict(), "log_alpha": self.log_alpha.detach()}, seen=self.seen.state_dict(),
+            dreams=self.dreams.state_dict(), optim=self.optimizer.state_dict(),
+            rng={"learn": self.streams["learn"].state},
+            count={"updates": torch.tensor(self.updates), **self.skipped.state_dict()},
+        )
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copies in place."""
-        groups: dict[str, dict[str, Tensor]] = {}
-        for name, x in state.items():
-            group, _, rest = name.partition("/")
-            groups.setdefault(group, {})[rest] = x
+        groups = parted(state)
         with torch.no_grad():
             self.log_alpha.copy_(groups["model"].pop("log_alpha"))
         self.modules.load_state_dict(groups["model"])
@@ -380,8 +372,7 @@ class Dyna:
             ring.restore()
         self.optimizer.load_state_dict(groups["optim"])
         self.streams["learn"] = Stream(state=groups["rng"]["learn"].clone(), device=self.device)
-        self.bad_streak.copy_(groups["count"]["bad_streak"])
-        self.bad_total.copy_(groups["count"]["bad_total"])
+        self.skipped.load_state_dict(groups["count"])
         self.updates = int(groups["count"]["updates"])
 
 

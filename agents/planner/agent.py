@@ -6,7 +6,6 @@ The other agent's policy proposes and its critic judges where sequences end. Its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 
 from worldmodel import tree
 from worldmodel.errors import UserError
+from worldmodel.nn import precision
+from worldmodel.nn.precision import Precision
 from worldmodel.planning.gradcem import GradCEM
 from worldmodel.planning.gradient import GradientPlanner
 from worldmodel.planning.objectives import ExpectedReturn
@@ -62,7 +63,7 @@ class PlannerAgentConfig:
     """How predicted ends count, see ``ExpectedReturn``."""
     optimism: float = 0.0
     """Weight of the model's uncertainty in the score, where it knows it: negative avoids it, positive seeks it."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of the networks while planning; "auto": bfloat16 on a GPU, float32 on a CPU. Scores are float32 always."""
 
     def build(self, spec: EnvSpec, *, device: torch.device | str = "cpu", seed: int = 0) -> PlannerAgent:
@@ -77,8 +78,7 @@ class PlannerAgent:
         self.config, self.spec, self.device = config, spec, device
         self.agent: Any = config.agent.build(spec, device=device, seed=seed)
         _demand_abilities(self.agent)
-        on_gpu = "bfloat16" if device.type == "cuda" else "float32"
-        self.precision = on_gpu if config.precision == "auto" else config.precision
+        self.precision: precision.Numbers = precision.chosen(config.precision, device)
         chosen = {"collect": config.collect, "evaluate": config.evaluate}
         self.planners: dict[str, Planner] = {name: x for name, x in chosen.items() if x is not None}
         self.objective = ExpectedReturn(
@@ -143,7 +143,7 @@ class PlannerAgent:
         purpose: str,
     ) -> tuple[Tensor, Any, Plan | None]:
         """What :meth:`act_step` gives, in one piece."""
-        with torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext():
+        with precision.computing(self.precision, self.device):
             # (N, ...) -> (N, 1, ...): acting is observing a sequence of one
             one = {key: x.unsqueeze(1) for key, x in obs.items()}
             states = self.model.observe(state, one, prev_action.unsqueeze(1), is_first.unsqueeze(1))

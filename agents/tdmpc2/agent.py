@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +18,10 @@ from worldmodel.agents.tdmpc2.policy import PriorConfig, Spread
 from worldmodel.agents.values.ensemble_q import EnsembleQConfig
 from worldmodel.errors import MisfitError, check_range
 from worldmodel.models.implicit import ImplicitModelConfig, Latent, padded
+from worldmodel.nn import precision
 from worldmodel.nn.optim import Adam
+from worldmodel.nn.precision import Precision
+from worldmodel.nn.state import Skipped, joined, parted
 from worldmodel.planning.objectives import ExpectedReturn, policy_value
 from worldmodel.planning.policy_mppi import PolicyMPPI
 from worldmodel.rng import Stream
@@ -83,7 +86,7 @@ class TDMPC2Config:
     """Bound on the norm of the gradient, of the policy's for itself."""
     policy_eps: float = 1e-5
     """Adam's epsilon for the policy; 1e-8 for the rest."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of matrix products and convolutions; "auto": bfloat16 on a GPU, float32 on a CPU. Parameters, norms, softmax,
     two-hot, returns, elite scores and losses are float32 always."""
 
@@ -102,8 +105,7 @@ class TDMPC2:
 
     def __init__(self, config: TDMPC2Config, spec: EnvSpec, device: torch.device, seed: int) -> None:
         self.config, self.spec, self.device = config, spec, device
-        on_gpu = "bfloat16" if device.type == "cuda" else "float32"
-        self.precision = on_gpu if config.precision == "auto" else config.precision
+        self.precision: precision.Numbers = precision.chosen(config.precision, device)
         with Stream(seed=seed):
             self.model = config.model.build(spec).to(device)
             self.policy = config.policy.build(self.model.feature_dim, spec.action).to(device)
@@ -135,8 +137,7 @@ class TDMPC2:
         if self._keeps and spec.action.kind == "continuous" and config.policy.form != "clamped":
             raise MisfitError('policy_target="planner" compares normals; take policy.form="clamped"')
         self.updates = torch.zeros((), device=device)
-        self.bad_streak = torch.zeros((), device=device)
-        self.bad_total = torch.zeros((), device=device)
+        self.skipped = Skipped(device)
         self.calls = 0
         """Updates made, for the host: before the first, ``seeding`` says what acts."""
         self.streams = {"learn": Stream(seed=seed * 1000 + 1, device=device)}
@@ -256,16 +257,12 @@ class TDMPC2:
         with torch.no_grad():
             self.spread.scale.copy_(torch.where(healthy, self.spread.scale, scale_before))
             self.updates.add_(1)
-            self.bad_streak.copy_(torch.where(healthy, 0.0, self.bad_streak + 1))
-            self.bad_total.add_((~healthy).float())
-            metrics = metrics | told | {
-                "loss/total": total.detach(),
-                "loss/policy": loss.detach(),
-                "update/grad_norm": model["grad_norm"],
-                "update/policy_grad_norm": policy["grad_norm"],
-                "update/skipped": self.bad_total.clone(),
-                "update/bad_streak": self.bad_streak.clone(),
-            }
+        metrics = metrics | told | self.skipped.count(healthy) | {
+            "loss/total": total.detach(),
+            "loss/policy": loss.detach(),
+            "update/grad_norm": model["grad_norm"],
+            "update/policy_grad_norm": policy["grad_norm"],
+        }
         return Update(metrics=metrics, memory={})
 
     def compute_model_loss(self, batch: Batch) -> tuple[Tensor, Latent, dict[str, Tensor]]:
@@ -321,8 +318,7 @@ class TDMPC2:
         return (loss.mean(0) * self.model.config.rho**power).mean(), metrics
 
     def _cast(self) -> AbstractContextManager[Any]:
-        """Computes in ``precision`` while it is open."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        return precision.computing(self.precision, self.device)
 
     def report(self, batch: Batch) -> dict[str, Tensor]:
         """{}: nothing is decoded."""
@@ -332,34 +328,31 @@ class TDMPC2:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, moments, scale, random stream and counters."""
-        out = {f"model/{name}": x for name, x in self.modules.state_dict().items()}
-        for kind, optimizer in self._optimizers.items():
-            out |= {f"optim/{kind}.{name}": x for name, x in optimizer.state_dict().items()}
-        out |= {f"rng/{name}": stream.state for name, stream in self.streams.items()}
-        return out | {f"count/{name}": x for name, x in self._counters.items()}
+        moments = {
+            f"{kind}.{name}": x
+            for kind, optimizer in self._optimizers.items() for name, x in optimizer.state_dict().items()
+        }
+        return joined(
+            model=self.modules.state_dict(), optim=moments,
+            rng={name: stream.state for name, stream in self.streams.items()},
+            count={"updates": self.updates, **self.skipped.state_dict()},
+        )
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copies in place: compiled callables and flat buffers stay valid."""
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optim": {}, "rng": {}, "count": {}}
-        for name, x in state.items():
-            group, _, rest = name.partition("/")
-            groups[group][rest] = x
+        groups = parted(state)
         self.modules.load_state_dict(groups["model"])
         for kind, optimizer in self._optimizers.items():
             optimizer.load_state_dict({name: groups["optim"][f"{kind}.{name}"] for name in optimizer.state_dict()})
         for name in self.streams:
             self.streams[name] = Stream(state=groups["rng"][name].clone(), device=self.device)
-        for name, mine in self._counters.items():
-            mine.copy_(groups["count"][name])
+        self.skipped.load_state_dict(groups["count"])
+        self.updates.copy_(groups["count"]["updates"])
         self.calls = int(self.updates)
 
     @property
     def _optimizers(self) -> dict[str, Adam]:
         return {"model": self.optimizer, "policy": self.policy_optimizer}
-
-    @property
-    def _counters(self) -> dict[str, Tensor]:
-        return {"updates": self.updates, "bad_streak": self.bad_streak, "bad_total": self.bad_total}
 
 
 def discount_of(steps: int) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from worldmodel.errors import check_range
 from worldmodel.nn.ensemble import EnsembleLinear, EnsembleMLP
+from worldmodel.nn.slow import follow_
 from worldmodel.types import ActionSpec
 
 
@@ -112,12 +113,9 @@ class Critics(nn.Module):
         # sum_{i != j} <g_i, g_j> = |sum_i g_i|^2 - sum_i |g_i|^2
         return (grad.sum(0).square().sum(-1) - grad.square().sum((0, -1))) / (count - 1)
 
-    @torch.no_grad()
     def track(self, healthy: Tensor) -> None:
         """Move the slow copies after an update; an unhealthy update moves nothing."""
-        slow: list[Tensor] = [*self.slow.parameters()]
-        rates = [self.config.rate * healthy.float()] * len(slow)
-        torch._foreach_lerp_(slow, [*self.fast.parameters()], rates)  # pyright: ignore[reportPrivateImportUsage]
+        follow_(self.slow, self.fast, self.config.rate, healthy)
 
 
 def _init(weight: Tensor, fan_in: int) -> None:

@@ -13,6 +13,7 @@ from worldmodel.distributions import Space, SymlogTwoHot, TwoHot, scalar, spaced
 from worldmodel.errors import check_range
 from worldmodel.nn.ensemble import EnsembleMLP
 from worldmodel.nn.normed import Activation, normal02
+from worldmodel.nn.slow import follow_
 from worldmodel.types import ActionSpec
 
 
@@ -80,13 +81,9 @@ class EnsembleQ(nn.Module):
         predicted = self._scalar(self.fast(torch.cat([features, action], -1), drop=True))
         return predicted.loss(target.expand(self.config.members, *target.shape)).mean(0)
 
-    @torch.no_grad()
     def track(self, healthy: Tensor) -> None:
         """Move the slow copies after an update; an unhealthy update moves nothing."""
-        slow: list[Tensor] = [*self.slow.parameters()]
-        # a tensor for each: as one scalar weight it would be read by the host, which waits for a GPU
-        rates = [self.config.rate * healthy.float()] * len(slow)
-        torch._foreach_lerp_(slow, [*self.fast.parameters()], rates)  # pyright: ignore[reportPrivateImportUsage]
+        follow_(self.slow, self.fast, self.config.rate, healthy)
 
     def draw(self) -> Tensor:
         """(drawn,) indices of members."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from worldmodel.agents.values.reach import ReachConfig
 from worldmodel.errors import check_range
 from worldmodel.nn.ensemble import EnsembleMLP
+from worldmodel.nn.slow import follow_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +87,9 @@ class ReachAwareValue(nn.Module):
             self.returns.copy_(wanted[at])
         return error + self.reach.loss(features.float())
 
-    @torch.no_grad()
     def track(self, healthy: Tensor) -> None:
         """Move the slow copies, and remember inputs, after an update; an unhealthy one moves nothing."""
-        slow: list[Tensor] = [*self.slow.parameters()]
-        rates = [self.config.rate * healthy.float()] * len(slow)
-        torch._foreach_lerp_(slow, [*self.fast.parameters()], rates)  # pyright: ignore[reportPrivateImportUsage]
+        follow_(self.slow, self.fast, self.config.rate, healthy)
         self.reach.remember(self.inputs, self.returns, healthy)
 
     def _combined(self, every: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from worldmodel.errors import check_range
 from worldmodel.nn.heads import TwoHotHead
+from worldmodel.nn.slow import follow_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +63,6 @@ class TwoHotValue(nn.Module):
             slow = self.slow(features).mean()
         return predicted.loss(return_) + self.config.slow_scale * predicted.loss(slow)
 
-    @torch.no_grad()
     def track(self, healthy: Tensor) -> None:
         """Move the slow copy after an update; an unhealthy update moves nothing."""
-        slow: list[Tensor] = [*self.slow.parameters()]
-        fast: list[Tensor] = [*self.fast.parameters()]
-        # a tensor for each: as one scalar weight it would be read by the host, which waits for a GPU
-        rates = [self.config.slow_rate * healthy.float()] * len(slow)
-        torch._foreach_lerp_(slow, fast, rates)  # pyright: ignore[reportPrivateImportUsage]
+        follow_(self.slow, self.fast, self.config.slow_rate, healthy)

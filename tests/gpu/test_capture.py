@@ -104,7 +104,7 @@ def test_an_update_that_is_not_finite_is_skipped_inside_the_graph() -> None:
             batch = batch_of(agent, seed)
             batch.reward.mul_(factor)
             agent.learn(batch)
-    assert fast.bad_total.item() == 2 and fast.bad_streak.item() == 0
+    assert fast.skipped.total.item() == 2 and fast.skipped.streak.item() == 0
     assert_same_state(eager, fast)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from worldmodel.bench.timing import Clock, Plan, clock_of
 from worldmodel.config import Run, to_json
 from worldmodel.errors import StorageError
+from worldmodel.nn import precision as numbers
 from worldmodel.protocols import Agent
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.ring import RingReplay, make_replay
@@ -142,8 +143,7 @@ def filled_replay(
 
 def precision(run: Run, device: torch.device) -> str:
     """What the agent computes in; "auto" is bfloat16 on a GPU and float32 on a CPU."""
-    said = to_json(run.agent).get("precision", "float32")
-    return ("bfloat16" if device.type == "cuda" else "float32") if said == "auto" else said
+    return numbers.chosen(to_json(run.agent).get("precision", "float32"), device)
 
 
 def conditions(bench: Bench) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.errors import check_range
 from worldmodel.planning import noise
-from worldmodel.planning.population import Info, best, blank, demand, fits, require, told
+from worldmodel.planning.population import Info, best, blank, fits, proposed, require, told
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
 
@@ -37,13 +38,8 @@ class CategoricalCEM:
     collected, one drawn from the probabilities."""
 
     def __post_init__(self) -> None:
-        demand(horizon=self.horizon, samples=self.samples, elites=self.elites, iterations=self.iterations)
-        fits(elites=self.elites, samples=self.samples)
-        if not 0 <= self.policy_samples <= self.samples:
-            raise ValueError(
-                f"policy_samples are part of samples, so they must be from 0 to {self.samples}, got "
-                f"{self.policy_samples}"
-            )
+        check_range(self, 1, "horizon", "samples", "elites", "iterations")
+        fits(elites=self.elites, samples=self.samples, policy_samples=self.policy_samples)
 
     def initial(self, batch_size: int, action_size: int) -> Plan:
         return blank(batch_size, self.horizon, action_size)
@@ -55,16 +51,14 @@ class CategoricalCEM:
         drawn = self.samples - self.policy_samples
         gumbel = noise.gumbel(b, self.iterations, drawn, self.horizon, a, like=plan.mean)
         last = noise.gumbel(b, a, like=plan.mean)
-        proposed = gumbel[:, 0, :0]
-        if self.policy_samples:
-            proposed = objective.propose(state, self.policy_samples, self.horizon)
+        fixed = proposed(objective, state, self.policy_samples, self.horizon, like=plan.mean)
         uniform = torch.full_like(plan.mean, 1 / a)
         moved = torch.cat([plan.mean[:, 1:], uniform[:, :1]], 1)
         probs = torch.where(first[:, None, None], uniform, moved)
         score, elite = probs[:, :, 0], probs.unsqueeze(1)
         for i in range(self.iterations):
             index = (probs.clamp(min=1e-20).log().unsqueeze(1) + gumbel[:, i]).argmax(-1)
-            population = torch.cat([proposed, F.one_hot(index, a).float()], 1)
+            population = torch.cat([fixed, F.one_hot(index, a).float()], 1)
             score = objective.score(state, population)
             elite = best(population, score, self.elites)[0]
             probs = torch.lerp(elite.mean(1), probs, self.momentum)

@@ -8,8 +8,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from worldmodel.errors import check_range
 from worldmodel.planning import noise
-from worldmodel.planning.population import Info, best, blank, bounded, demand, fits, moments, require, told, warm
+from worldmodel.planning.population import Info, best, blank, bounded, fits, moments, require, told, warm
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
 
@@ -33,7 +34,7 @@ class CEM:
     """What is executed: the final mean, or the best sample of the last iteration."""
 
     def __post_init__(self) -> None:
-        demand(horizon=self.horizon, samples=self.samples, elites=self.elites, iterations=self.iterations)
+        check_range(self, 1, "horizon", "samples", "elites", "iterations")
         fits(elites=self.elites, samples=self.samples)
 
     def initial(self, batch_size: int, action_size: int) -> Plan:

@@ -8,9 +8,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from worldmodel.errors import check_range
 from worldmodel.planning import noise
 from worldmodel.planning.gradient import GRADIENT, slope
-from worldmodel.planning.population import Info, best, blank, bounded, demand, fits, moments, require, told, warm
+from worldmodel.planning.population import Info, best, blank, bounded, fits, moments, require, told, warm
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
 
@@ -34,7 +35,7 @@ class GradCEM:
     min_std: float = 0.01
 
     def __post_init__(self) -> None:
-        demand(horizon=self.horizon, samples=self.samples, elites=self.elites, iterations=self.iterations)
+        check_range(self, 1, "horizon", "samples", "elites", "iterations")
         fits(elites=self.elites, samples=self.samples)
 
     def initial(self, batch_size: int, action_size: int) -> Plan:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from worldmodel import tree
+from worldmodel.errors import check_range
 from worldmodel.planning import noise
-from worldmodel.planning.population import Info, best, blank, bounded, demand, require, told, warm
+from worldmodel.planning.population import Info, best, blank, bounded, require, told, warm
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
 
@@ -42,7 +43,7 @@ class GradientPlanner:
     """Standard deviation of the starts around the last plan; one of them is the plan itself."""
 
     def __post_init__(self) -> None:
-        demand(horizon=self.horizon, restarts=self.restarts, steps=self.steps)
+        check_range(self, 1, "horizon", "restarts", "steps")
         if not 0 <= self.policy_restarts <= self.restarts:
             raise ValueError(
                 f"policy_restarts are part of restarts, so they must be from 0 to {self.restarts}, got "

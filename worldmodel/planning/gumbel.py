@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.errors import check_range
 from worldmodel.planning import noise
-from worldmodel.planning.population import Info, blank, demand
+from worldmodel.planning.population import Info, blank
 from worldmodel.planning.search import Node, Tree
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
@@ -35,7 +36,7 @@ class GumbelMuZero:
     """1 while data is collected, 0 in evaluation."""
 
     def __post_init__(self) -> None:
-        demand(simulations=self.simulations, considered=self.considered, max_depth=self.max_depth)
+        check_range(self, 1, "simulations", "considered", "max_depth")
 
     def initial(self, batch_size: int, action_size: int) -> Plan:
         return blank(batch_size, 1, action_size)

@@ -8,8 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from worldmodel.errors import check_range
 from worldmodel.planning import noise
-from worldmodel.planning.population import Info, best, blank, bounded, demand, fits, moments, require, told, warm
+from worldmodel.planning.population import Info, best, blank, bounded, fits, moments, require, told, warm
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
 
@@ -37,8 +38,7 @@ class ICEM:
     """Share of the elites that is kept, best first."""
 
     def __post_init__(self) -> None:
-        demand(horizon=self.horizon, samples=self.samples, elites=self.elites, iterations=self.iterations)
-        demand(decay=self.decay)
+        check_range(self, 1, "horizon", "samples", "elites", "iterations", "decay")
         fits(elites=self.elites, samples=self.samples)
         if not 0 <= self.keep <= 1:
             raise ValueError(f"keep must be in [0, 1], got {self.keep}")

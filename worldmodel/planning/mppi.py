@@ -8,8 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from worldmodel.errors import check_range
 from worldmodel.planning import noise
-from worldmodel.planning.population import Info, blank, bounded, demand, moments, require, told, warm
+from worldmodel.planning.population import Info, blank, bounded, moments, require, told, warm
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
 
@@ -31,7 +32,7 @@ class MPPI:
     multiplies."""
 
     def __post_init__(self) -> None:
-        demand(horizon=self.horizon, samples=self.samples, iterations=self.iterations)
+        check_range(self, 1, "horizon", "samples", "iterations")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Dirichlet
 
+from worldmodel.errors import check_range
 from worldmodel.planning import noise
-from worldmodel.planning.population import Info, blank, demand
+from worldmodel.planning.population import Info, blank
 from worldmodel.planning.search import Node, Tree
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
@@ -37,7 +38,7 @@ class MuZero:
     """Actions are sampled by visits^(1 / temperature); 0 takes the most visited."""
 
     def __post_init__(self) -> None:
-        demand(simulations=self.simulations, max_depth=self.max_depth)
+        check_range(self, 1, "simulations", "max_depth")
 
     def initial(self, batch_size: int, action_size: int) -> Plan:
         return blank(batch_size, 1, action_size)

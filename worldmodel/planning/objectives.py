@@ -12,7 +12,7 @@ from torch import Tensor
 from worldmodel import tree
 from worldmodel.errors import UserError
 from worldmodel.protocols import Forks, Policy, Uncertain, WorldModel
-from worldmodel.rollout import follow, imagine
+from worldmodel.rollout import follow, proposals
 from worldmodel.types import ActionSpec, Trajectory
 
 S = TypeVar("S")
@@ -82,7 +82,8 @@ class ExpectedReturn(Generic[S]):
             action = policy(features).sample()
             return action.clamp(-1, 1) if self.action.kind == "continuous" else action
 
-        return imagine(self.model, act, candidates(self.model, state, count), horizon).action.unflatten(0, (-1, count))
+        start = candidates(self.model, state, count)
+        return proposals(self.model, act, start, horizon).unflatten(0, (-1, count))
 
     def worth(self, trajectory: Trajectory[S]) -> Tensor:
         """J of each row of a rollout, (B,) float32."""

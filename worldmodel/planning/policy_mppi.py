@@ -8,8 +8,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from worldmodel.errors import check_range
 from worldmodel.planning import noise
-from worldmodel.planning.population import Info, best, blank, bounded, demand, fits, moments, require, told, warm
+from worldmodel.planning.population import Info, best, blank, bounded, fits, moments, proposed, require, told, warm
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
 
@@ -41,13 +42,8 @@ class PolicyMPPI:
     evaluation."""
 
     def __post_init__(self) -> None:
-        demand(horizon=self.horizon, samples=self.samples, elites=self.elites, iterations=self.iterations)
-        fits(elites=self.elites, samples=self.samples)
-        if not 0 <= self.policy_samples <= self.samples:
-            raise ValueError(
-                f"policy_samples are part of samples, so they must be from 0 to {self.samples}, got "
-                f"{self.policy_samples}"
-            )
+        check_range(self, 1, "horizon", "samples", "elites", "iterations")
+        fits(elites=self.elites, samples=self.samples, policy_samples=self.policy_samples)
 
     def initial(self, batch_size: int, action_size: int) -> Plan:
         return blank(batch_size, self.horizon, action_size)
@@ -60,15 +56,13 @@ class PolicyMPPI:
         white = noise.normal(b, self.iterations, drawn, self.horizon, a, like=plan.mean)
         gumbel = noise.gumbel(b, self.elites, like=plan.mean)
         last = noise.normal(b, a, like=plan.mean)
-        proposed = white[:, 0, :0]
-        if self.policy_samples:
-            proposed = objective.propose(state, self.policy_samples, self.horizon)
+        fixed = proposed(objective, state, self.policy_samples, self.horizon, like=plan.mean)
         mean = warm(plan.mean, first)
         std = torch.full_like(mean, self.max_std)
-        score, elite, weight, index, clamped = last, proposed, gumbel, gumbel, last[:, 0]
+        score, elite, weight, index, clamped = last, fixed, gumbel, gumbel, last[:, 0]
         for i in range(self.iterations):
             sampled, clamped = bounded(mean.unsqueeze(1) + std.unsqueeze(1) * white[:, i])
-            population = torch.cat([proposed, sampled], 1)
+            population = torch.cat([fixed, sampled], 1)
             score = objective.score(state, population)
             elite, value, index = best(population, score, self.elites)
             weight = elite_weights(value, self.temperature)

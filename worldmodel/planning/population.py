@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from worldmodel.errors import UserError
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
+
+S = TypeVar("S")
 
 Info = dict[str, Tensor]
 
@@ -39,19 +41,23 @@ def require(objective: PlanningObjective[Any], kind: str, planner: object) -> No
         )
 
 
-def demand(**numbers: float) -> None:
-    """Raises ValueError for a count below 1."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
-
-
-def fits(*, elites: int, samples: int) -> None:
-    """Raises ValueError where there are more elites than samples."""
+def fits(*, elites: int, samples: int, policy_samples: int = 0) -> None:
+    """Raises ValueError where there are more elites, or more samples of the policy, than samples."""
     if elites > samples:
         raise ValueError(
             f"elites must be at most samples, got {elites} of {samples}; lower elites or draw more samples"
         )
+    if not 0 <= policy_samples <= samples:
+        raise ValueError(
+            f"policy_samples are part of samples, so they must be from 0 to {samples}, got {policy_samples}"
+        )
+
+
+def proposed(objective: PlanningObjective[S], state: S, count: int, horizon: int, *, like: Tensor) -> Tensor:
+    """(B, count, H, A) of the objective's policy, which is asked for nothing where ``count`` is 0."""
+    if count:
+        return objective.propose(state, count, horizon)
+    return like.new_zeros(like.shape[0], 0, horizon, like.shape[-1])
 
 
 def warm(sequence: Tensor, first: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from worldmodel.errors import check_range
 from worldmodel.planning import noise
 from worldmodel.planning.gumbel import GumbelMuZero
-from worldmodel.planning.population import Info, blank, demand
+from worldmodel.planning.population import Info, blank
 from worldmodel.planning.search import Tree, log_prior
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
@@ -40,9 +41,7 @@ class SampledGumbelMuZero:
     """1 while data is collected, 0 in evaluation."""
 
     def __post_init__(self) -> None:
-        demand(
-            simulations=self.simulations, actions=self.actions, considered=self.considered, max_depth=self.max_depth
-        )
+        check_range(self, 1, "simulations", "actions", "considered", "max_depth")
         if not 0 <= self.anywhere <= self.actions:
             raise ValueError(
                 f"anywhere is part of actions, so it must be from 0 to {self.actions}, got {self.anywhere}"

@@ -8,8 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from worldmodel.errors import check_range
 from worldmodel.planning import noise
-from worldmodel.planning.population import Info, best, blank, demand, require, told
+from worldmodel.planning.population import Info, best, blank, require, told
 from worldmodel.protocols import PlanningObjective
 from worldmodel.types import Plan
 
@@ -24,7 +25,7 @@ class RandomShooting:
     samples: int = 512
 
     def __post_init__(self) -> None:
-        demand(horizon=self.horizon, samples=self.samples)
+        check_range(self, 1, "horizon", "samples")
 
     def initial(self, batch_size: int, action_size: int) -> Plan:
         return blank(batch_size, self.horizon, action_size)

@@ -54,8 +54,6 @@ class TrainConfig:
     """Weights & Biases project to log to as well; empty for none."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "num_envs", "eval_episodes", "eval_envs", "keep_checkpoints", "max_bad_updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_range(self, 1, "steps", "num_envs", "eval_episodes", "eval_envs", "keep_checkpoints", "max_bad_updates")
         check_range(self, 0, "train_ratio", "first_updates", "log_steps", "checkpoint_steps", "eval_every", "threads")
         check_range(self, 0, "min_updates")

@@ -16,6 +16,7 @@ from torch import Tensor
 from worldmodel import presets, tree
 from worldmodel.errors import UserError, unknown
 from worldmodel.planning.objectives import WORST
+from worldmodel.planning.population import blank
 from worldmodel.protocols import PlanningObjective
 from worldmodel.rng import Stream
 from worldmodel.types import Plan
@@ -132,8 +133,7 @@ class Nothing:
     """The baseline of every score: uniformly random actions. A planner that does not look."""
 
     def initial(self, batch_size: int, action_size: int) -> Plan:
-        zero = torch.zeros(batch_size, 1, action_size)
-        return Plan(action=zero[:, 0], mean=zero, std=zero, kept=zero[:, None, :0])
+        return blank(batch_size, 1, action_size)
 
     def __call__(
         self, objective: PlanningObjective[Any], state: Any, plan: Plan, first: Tensor

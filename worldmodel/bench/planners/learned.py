@@ -16,6 +16,7 @@ from worldmodel import presets, runs, tree
 from worldmodel.bench.planners.contest import Contest, Row, attempt, contestant, one_call, play
 from worldmodel.bench.planners.truth import Lived
 from worldmodel.planning.objectives import WORST, ExpectedReturn
+from worldmodel.planning.population import blank
 from worldmodel.protocols import Imagines, PlanningObjective
 from worldmodel.specs import Simulates
 from worldmodel.train.restore import MANIFEST
@@ -40,8 +41,7 @@ class Follow:
     """The mode of the policy as a planner; what it promises is the critic's word."""
 
     def initial(self, batch_size: int, action_size: int) -> Plan:
-        zero = torch.zeros(batch_size, 1, action_size)
-        return Plan(action=zero[:, 0], mean=zero, std=zero, kept=zero[:, None, :0])
+        return blank(batch_size, 1, action_size)
 
     def __call__(
         self, objective: PlanningObjective[Any], state: Any, plan: Plan, first: Tensor
