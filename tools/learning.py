@@ -2,10 +2,11 @@
 
     python tools/learning.py catch --seeds 0 1 2 --pass-at 3.6 -- quickstart
     python tools/learning.py glide_barlow --seeds 0 --pass-at 40.4 -- quickstart --task glide --objective barlow
+    python tools/learning.py glide_barlow --seeds 1 --add --pass-at 40.4 -- quickstart --task glide --objective barlow
 
 What it writes, docs/results/NAME.json, holds the command, commit, machine, versions, seeds, the learning curve of each
-run (evaluations by mode, frames, seconds by the clock and of the processor) and the final evaluation; it exits with 1
-when a seed misses --pass-at.
+run (evaluations by mode, frames, seconds by the clock and of the processor), its commit and the final evaluation; it
+exits with 1 when a seed misses --pass-at. With --add the seeds join those of the same command that the file holds.
 """
 
 from __future__ import annotations
@@ -71,18 +72,23 @@ def main() -> int:
     parser.add_argument("--pass-at", type=float, default=None)
     parser.add_argument("--folder", type=Path, default=None, help="where the run folders go (default: a temporary one)")
     parser.add_argument("--resume", default="", help='go on with the runs in --folder: "--train.steps 60000"')
+    parser.add_argument("--add", action="store_true", help="keep the other seeds that docs/results/NAME.json holds")
     parser.add_argument("preset", nargs="+", help="preset and its overrides, after --")
     args = parser.parse_args()
+    then = f", then worldmodel resume {args.resume}" if args.resume else ""
+    command = f"worldmodel train {' '.join(args.preset)}{then}"
+    path = ROOT / "docs" / "results" / f"{args.name}.json"
+    kept = others(path, command, args.seeds) if args.add else []
     folder = args.folder or Path(tempfile.mkdtemp(prefix=f"learning-{args.name}-"))
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.parallel) as pool:
         longer = args.resume.split()
         runs = list(pool.map(lambda seed: one_run(folder, args.preset, seed, args.episodes, longer), args.seeds))
+    runs = sorted([*kept, *(run | {"commit": provenance()["commit"]} for run in runs)], key=lambda run: run["seed"])
     returns = [run["final"]["mode"]["return"] if "mode" in run["final"] else run["final"]["return"] for run in runs]
-    then = f", then worldmodel resume {args.resume}" if args.resume else ""
     result = {
-        "command": f"worldmodel train {' '.join(args.preset)}{then}",
-        "seeds": args.seeds,
+        "command": command,
+        "seeds": [run["seed"] for run in runs],
         "parallel": args.parallel,
         "evaluation": f"{args.episodes} fresh episodes by the mode of the policy, newest checkpoint",
         "returns": returns,
@@ -92,11 +98,20 @@ def main() -> int:
         "provenance": provenance(),
         "runs": runs,
     }
-    path = ROOT / "docs" / "results" / f"{args.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{args.name}: returns {returns}, {[r['seconds'] for r in runs]} s -> {path.relative_to(ROOT)}")
     return 0 if args.pass_at is None or all(result["passed"]) else 1
+
+
+def others(path: Path, command: str, seeds: list[int]) -> list[dict]:
+    """Runs of other seeds that the file holds, each with its commit."""
+    if not path.exists():
+        return []
+    held = json.loads(path.read_text())
+    if held["command"] != command:
+        raise SystemExit(f"{path} is of `{held['command']}`, not of `{command}`; take another name, or no --add")
+    return [{"commit": held["provenance"]["commit"], **run} for run in held["runs"] if run["seed"] not in seeds]
 
 
 def _cpu() -> str:

@@ -45,9 +45,14 @@ def line(name: str, d: dict[str, Any]) -> str:
         f"{updates:,.0f}",
         minutes,
         f"{d['machine']['cpus']} x {d['machine']['cpu']}{side}",
-        d["provenance"]["commit"][:8] + ("-dirty" if d["provenance"]["commit"].endswith("-dirty") else ""),
+        ", ".join(dict.fromkeys(short(run.get("commit", d["provenance"]["commit"])) for run in d["runs"])),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def short(commit: str) -> str:
+    """Eight letters, and whether there were changes besides."""
+    return commit[:8] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def table(folder: Path) -> str:
