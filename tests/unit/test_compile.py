@@ -16,6 +16,7 @@ from worldmodel.agents.random.agent import RandomConfig
 from worldmodel.configs.sizes import OBJECTIVES
 from worldmodel.errors import UserError
 from worldmodel.models.cores.mamba import MambaConfig
+from worldmodel.models.cores.transformer import TransformerConfig
 from worldmodel.protocols import Compiles
 from worldmodel.train.compile import accelerate
 from worldmodel.types import Step
@@ -74,11 +75,17 @@ def test_an_update_traces_without_a_break_and_learns_the_same(kind: str, objecti
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_an_update_of_a_mamba_core_traces_without_a_break_and_learns_the_same() -> None:
+CORES = {
+    "mamba": MambaConfig(d_model=16, layers=1, headdim=8, d_state=4, stoch=3, classes=4, dropout=0.1),
+    "transformer": TransformerConfig(width=8, layers=1, heads=2, ffn=8, window=4, stoch=3, classes=4, dropout=0.1),
+}
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_an_update_of_another_core_traces_without_a_break_and_learns_the_same(core: str) -> None:
     spec = make_spec()
-    core = MambaConfig(d_model=16, layers=1, headdim=8, d_state=4, stoch=3, classes=4, dropout=0.1)
     starts = {"starts": "window", "windows": 3, "window": 2}
-    config = make_agent(spec, imagination=1, warmup=0, model={"core": core}, **starts).config
+    config = make_agent(spec, imagination=1, warmup=0, model={"core": CORES[core]}, **starts).config
     eager, traced = config.build(spec), config.build(spec)
     seen = compile_parts(traced, "eager")
     pairs = learn_both(eager, traced)
