@@ -282,10 +282,15 @@ class Reacts(Protocol):
 
 @runtime_checkable
 class Judges(Protocol):
-    """An agent with a critic of its model's features: what sequences of a planner are worth where they end."""
+    """An agent with a policy and a critic of its model's features: what proposes to a planner, and what its sequences
+    are worth where they end."""
 
     @property
-    def value(self) -> ValueLearner: ...
+    def proposer(self) -> Policy: ...
+    def worth(self, features: Tensor) -> Tensor:
+        """(..., F) -> (...), value of states by the policy."""
+        ...
+
     @property
     def discount(self) -> float:
         """Of its returns, per decision."""

@@ -208,6 +208,15 @@ class Dreamer:
                 return self._sample(self.model.features(state)), state
             return self.config.acting.select(self.model, self._sample, state, value=self.value.target)[0], state
 
+    @property
+    def proposer(self) -> nn.Module:
+        """The policy, for planners."""
+        return self.actor
+
+    def worth(self, features: Tensor) -> Tensor:
+        """(..., F) -> (...), what the critic says of states."""
+        return self.value.value(features)
+
     def _sample(self, features: Tensor) -> Tensor:
         """(..., F) -> (..., A) a sample of the policy."""
         return self.actor(features).sample()

@@ -19,7 +19,7 @@ from worldmodel.nn.precision import Precision
 from worldmodel.planning.gradcem import GradCEM
 from worldmodel.planning.gradient import GradientPlanner
 from worldmodel.planning.objectives import ExpectedReturn
-from worldmodel.protocols import Compiles, Imagines, Judges, Planner, Reacts, Remembers, WorldModel
+from worldmodel.protocols import Compiles, Imagines, Judges, Planner, Remembers, WorldModel
 from worldmodel.rng import Stream
 from worldmodel.tree import struct
 from worldmodel.types import ArraySpec, Batch, EnvSpec, Plan, Step, Update
@@ -52,7 +52,7 @@ class PlannerAgentConfig:
     """
 
     agent: Any
-    """``build(spec, device, seed)`` gives an agent that ``Imagines``, ``Reacts``, ``Judges`` and ``Compiles``."""
+    """``build(spec, device, seed)`` gives an agent that ``Imagines``, ``Judges`` and ``Compiles``."""
     collect: Any = None
     """The ``Planner`` that acts while data is collected; None: the agent's policy, sampled."""
     evaluate: Any = None
@@ -82,8 +82,8 @@ class PlannerAgent:
         chosen = {"collect": config.collect, "evaluate": config.evaluate}
         self.planners: dict[str, Planner] = {name: x for name, x in chosen.items() if x is not None}
         self.objective = ExpectedReturn(
-            model=self.model, action=spec.action, discount=self.agent.discount, policy=self.agent.actor,
-            value=self.agent.value.value, bootstrap=config.bootstrap, continuation=config.continuation,
+            model=self.model, action=spec.action, discount=self.agent.discount, policy=self.agent.proposer,
+            value=self.agent.worth, bootstrap=config.bootstrap, continuation=config.continuation,
             optimism=config.optimism,
         )
         # the tables of the agent, with our own way to act: who compiles or captures them, does it for both
@@ -108,7 +108,8 @@ class PlannerAgent:
 
     @property
     def memory_spec(self) -> dict[str, ArraySpec]:
-        return self.agent.memory_spec
+        """What the world model wants kept; nothing of what an agent that plans by itself planned."""
+        return self.agent.memory_spec if isinstance(self.model, Remembers) else {}
 
     def initial(self, num_envs: int, *, seed: int = 0) -> PlannerCarry:
         """A carry that knows nothing; ``seed`` starts its random stream."""
@@ -149,7 +150,7 @@ class PlannerAgent:
             states = self.model.observe(state, one, prev_action.unsqueeze(1), is_first.unsqueeze(1))
             state = tree.index(states, (slice(None), 0))
             if plan is None:
-                policy = self.agent.actor(self.model.features(state))
+                policy = self.agent.proposer(self.model.features(state))
                 return policy.sample() if purpose == "collect" else policy.mode(), state, None
             plan, _ = self.planners[purpose](self.objective, state, plan, is_first)
         return plan.action, state, plan
@@ -157,7 +158,7 @@ class PlannerAgent:
     def memory(self, carry: PlannerCarry) -> dict[str, Tensor]:
         """(N, ...) the latents of the step just acted on, where the agent wants them kept."""
         model: Any = self.model
-        return model.pack(carry.state) if self.memory_spec and isinstance(model, Remembers) else {}
+        return model.pack(carry.state) if self.memory_spec else {}
 
     # Everything else is the agent's
 
@@ -176,7 +177,7 @@ class PlannerAgent:
 
 
 def _demand_abilities(agent: object) -> None:
-    lacking = [kind.__name__ for kind in (Imagines, Reacts, Judges, Compiles) if not isinstance(agent, kind)]
+    lacking = [kind.__name__ for kind in (Imagines, Judges, Compiles) if not isinstance(agent, kind)]
     if lacking:
         raise UserError(
             f"{type(agent).__name__} cannot be planned for: it lacks {' and '.join(lacking)} (worldmodel.protocols); "

@@ -131,7 +131,7 @@ class TDMPC2:
             raise MisfitError("planner and evaluator go on from one another's plans; give both one horizon")
         self.objective = ExpectedReturn(
             model=self.model, action=spec.action, discount=self.discount, policy=self.policy,
-            value=policy_value(self.policy, self.value.value), bootstrap="last", continuation=config.continuation,
+            value=self.worth, bootstrap="last", continuation=config.continuation,
         )
         self._keeps = config.policy_target == "planner"
         if self._keeps and spec.action.kind == "continuous" and config.policy.form != "clamped":
@@ -197,6 +197,15 @@ class TDMPC2:
                 return policy.sample() if explore else policy.mode(), plan
             plan, _ = self.planners[explore](self.objective, state, plan, is_first)
         return plan.action, plan
+
+    @property
+    def proposer(self) -> nn.Module:
+        """The policy, for planners."""
+        return self.policy
+
+    def worth(self, features: Tensor) -> Tensor:
+        """(..., F) -> (...), Q of a sample of the policy."""
+        return policy_value(self.policy, self.value.value)(features)
 
     def _chance(self, rows: int) -> Tensor:
         """(rows, A) uniform actions."""

@@ -127,7 +127,7 @@ def test_every_shipped_planner_acts_for_a_dreamer(name: str) -> None:
 
 def test_what_cannot_be_planned_for_is_a_sentence() -> None:
     spec = make_spec("discrete")
-    with pytest.raises(UserError, match="RandomAgent cannot be planned for: it lacks Imagines and Reacts and Judges"):
+    with pytest.raises(UserError, match="RandomAgent cannot be planned for: it lacks Imagines and Judges"):
         PlannerAgentConfig(agent=RandomConfig(), evaluate=CEM()).build(spec)
     agent = make(spec, evaluate=CEM())
     with pytest.raises(UserError, match="CEM plans continuous actions, but this environment's are discrete"):

@@ -13,6 +13,7 @@ from tests.unit.test_implicit import vectors
 from worldmodel.agents.tdmpc2.agent import TDMPC2, TDMPC2Config
 from worldmodel.agents.tdmpc2.policy import PriorConfig, Spread
 from worldmodel.agents.values.ensemble_q import EnsembleQConfig
+from worldmodel.configs import planners
 from worldmodel.configs.tdmpc2 import configured
 from worldmodel.distributions import ClampedNormal
 from worldmodel.errors import MisfitError, UserError
@@ -63,6 +64,16 @@ def test_it_offers_its_model_and_its_steps_and_no_reflex():
     agent = made()
     assert isinstance(agent, Imagines) and isinstance(agent, Compiles) and not isinstance(agent, Reacts)
     assert agent.memory_spec == {} and agent.memory(agent.initial(2)) == {}
+
+
+@pytest.mark.parametrize("name", planners.CONTINUOUS + planners.DISCRETE)
+def test_every_shipped_planner_acts_in_its_model(name: str) -> None:
+    agent = made() if name in planners.CONTINUOUS else discrete()
+    by = planners.evaluated(agent.config, getattr(planners, name)(trajectories=12, horizon=2)).build(agent.spec)
+    by.load_state_dict(agent.state_dict())
+    action, carry = by.act(by.initial(2), now(agent, first=True), explore=False)
+    assert action.shape == (2, agent.spec.action.size) and bool((action.abs() <= 1).all())
+    assert by.memory_spec == {} and by.memory(carry) == {}
 
 
 @pytest.mark.parametrize("make", [made, discrete], ids=["continuous", "discrete"])
