@@ -15,6 +15,7 @@ from worldmodel.agents.dreamer.actor import ActorConfig
 from worldmodel.agents.dreamer.agent import DreamerConfig
 from worldmodel.agents.dyna.agent import BranchConfig, DynaConfig
 from worldmodel.agents.dyna.policy import PolicyConfig
+from worldmodel.agents.dyna.rules.soft import SoftConfig
 from worldmodel.agents.dyna.study import Study, Variant
 from worldmodel.agents.values.critics import CriticsConfig
 from worldmodel.agents.values.reach import ReachConfig
@@ -75,8 +76,8 @@ def pendulum() -> Study:
         value = CriticsConfig(units=(128, 128), **{k: changes.pop(k) for k in VALUE if k in changes})
         return DynaConfig(
             model=KnownConfig(name="pendulum"), branch=BranchConfig(rows=2000, every=500, keep=5, length=length),
-            policy=PolicyConfig(units=(128, 128)), value=value, real_ratio=0.05, backup="plain", recent=4000,
-            first=4000, **changes,
+            policy=PolicyConfig(units=(128, 128)), value=value, real_ratio=0.05, rule=SoftConfig(backup="plain"),
+            recent=4000, first=4000, **changes,
         )
 
     variants = {

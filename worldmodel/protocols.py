@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -87,6 +87,30 @@ class Fits(Protocol):
         """Learn from (N,) transitions until those of ``holdout`` (N,) bool are predicted no better; scalars for the
         log."""
         ...
+
+
+@runtime_checkable
+class Varies(Protocol):
+    """Has several answers to what comes next, and gives them apart; enables penalties of what they differ in."""
+
+    def outcomes(self, state: Any, action: Tensor, count: int) -> Tensor:
+        """(count, E, ..., F) features drawn from each of E answers."""
+        ...
+
+
+@runtime_checkable
+class Likely(Protocol):
+    """Knows how likely an outcome is and what its data cost it, both with gradient; enables adversaries."""
+
+    def log_prob(self, state: Any, action: Tensor, arrived: Any) -> Tensor:
+        """(...) log-density of arriving in ``arrived``, reward included."""
+        ...
+
+    def misfit(self, data: Transitions, bounds_scale: float) -> Tensor:
+        """() what fitting minimises, of (N, ...) transitions; ``bounds_scale`` pulls limits of variances together."""
+        ...
+
+    def parameters(self) -> Iterator[Any]: ...
 
 
 @runtime_checkable

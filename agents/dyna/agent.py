@@ -1,28 +1,41 @@
 """Dyna: a policy and Q-functions learned from real transitions and from short dreams that branch off them (Sutton
-1990; MBPO, Janner et al. 2019). MOPO and RAVL are settings of its parts, and so are SAC, REDQ and EDAC, which do not
-dream."""
+1990; MBPO, Janner et al. 2019). What learns from them is a rule (``rules/``), what is pessimistic about them lies in
+``pessimism.py`` and ``adversary.py``; every paper of docs/offline.md is a setting of these, with dreams or without."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel import tree
 from worldmodel.agents.dyna import losses
+from worldmodel.agents.dyna.adversary import Adversary, AdversaryConfig
 from worldmodel.agents.dyna.buffer import Ring, flatten, marks
-from worldmodel.agents.dyna.policy import PolicyConfig, TemperatureConfig
+from worldmodel.agents.dyna.pessimism import (
+    ConservatismConfig,
+    Halt,
+    HaltConfig,
+    InconsistencyConfig,
+    conservatism,
+    inconsistency,
+    unable,
+)
+from worldmodel.agents.dyna.policy import PolicyConfig
+from worldmodel.agents.dyna.rules.base import Learner, Rule
+from worldmodel.agents.dyna.rules.soft import SoftConfig
 from worldmodel.agents.values.critics import CriticsConfig
 from worldmodel.agents.values.reach import ReachConfig
 from worldmodel.errors import MisfitError, check_range
 from worldmodel.models.ensemble import EnsembleModelConfig, read_vectors, vector_axes
+from worldmodel.nn.normed import Standardise
 from worldmodel.nn.optim import Adam, without_gradient
 from worldmodel.nn.state import Skipped, joined, parted
-from worldmodel.protocols import Fits, Solved, Uncertain
+from worldmodel.protocols import Fits, Likely, Solved, Uncertain, Varies
 from worldmodel.rng import Stream
 from worldmodel.tree import struct
 from worldmodel.types import ArraySpec, Batch, EnvSpec, Step, Transitions, Update
@@ -78,7 +91,8 @@ class DynaConfig:
     """``build(spec) -> WorldModel`` whose features are the observation; None: no dreams, model-free."""
     branch: BranchConfig = field(default_factory=BranchConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
+    rule: Any = field(default_factory=SoftConfig)
+    """``build(actor, action) -> Rule``: how policy and critics learn from transitions."""
     value: Any = field(default_factory=CriticsConfig)
     """``build(feature_dim, action) -> Critics``."""
     reach: ReachConfig = field(default_factory=lambda: ReachConfig(detector="none"))
@@ -89,12 +103,27 @@ class DynaConfig:
     """Share of them that are real."""
     penalty: float = 0.0
     """lambda of MOPO: what the model's disagreement costs in reward."""
-    backup: Literal["soft", "plain"] = "soft"
-    """Whether targets hold the entropy of what follows."""
+    halt: HaltConfig = field(default_factory=HaltConfig)
+    """MOReL: where dreams end for doubt."""
+    inconsistency: InconsistencyConfig = field(default_factory=InconsistencyConfig)
+    """MOBILE: what doubt costs in targets."""
+    conservatism: ConservatismConfig = field(default_factory=ConservatismConfig)
+    """CQL, COMBO: what unusual actions are worth."""
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
+    """RAMBO: a model that turns against the policy."""
+    standardise: bool = False
+    """Policy and critics read features less their mean, by their standard deviation, of the data held at the first
+    update."""
+    clone_first: int = 0
+    """Updates of the policy by cloning, before the first one (RAMBO)."""
     discount: float = 0.99
     lr: float = 3e-4
     policy_lr: float = 3e-4
     """Of the policy and its temperature."""
+    policy_lr_ends: int = 0
+    """Updates in which ``policy_lr`` falls to 0 along half a cosine; 0: it stays."""
+    policy_delay: int = 1
+    """Updates of the critics to one of the policy, with which their slow copies move (TD3)."""
     refit_every: int = 0
     """Updates between two fits of a model that ``Fits``; 0: it is fitted once (offline)."""
     recent: int = 100_000
@@ -108,11 +137,18 @@ class DynaConfig:
     reach, or of as many random ones."""
 
     def __post_init__(self) -> None:
-        check_range(self, 1, "batch_size", "recent", "first")
-        check_range(self, 0, "penalty", "lr", "policy_lr", "refit_every")
+        check_range(self, 1, "batch_size", "recent", "first", "policy_delay")
+        check_range(self, 0, "penalty", "lr", "policy_lr", "policy_lr_ends", "refit_every", "clone_first")
         check_range(self, 0, "real_ratio", "discount", "holdout", high=1)
+        if self.halt.coefficient and self.discount == 1:
+            raise ValueError("halt needs a discount below 1: the state that dreams halt in goes on for ever")
         if self.reach.detector == "ensemble" and getattr(self.value, "members", 2) < 2:
             raise ValueError("the detector ensemble needs a critic with at least 2 members")
+
+    @property
+    def real(self) -> int:
+        """Rows of a batch that were lived; the others were dreamed."""
+        return self.batch_size if self.model is None else round(self.real_ratio * self.batch_size)
 
     def build(self, spec: EnvSpec, *, device: torch.device | str = "cpu", seed: int = 0) -> Dyna:
         return Dyna(self, spec, torch.device(device), seed)
@@ -131,32 +167,47 @@ class Dyna:
         with Stream(seed=seed):
             self.model: Any = None if config.model is None else config.model.build(spec).to(device)
             self.actor = config.policy.build(size, spec.action).to(device)
+            self.rule: Rule = config.rule.build(self.actor, spec.action).to(device)
             self.value: Any = config.value.build(size, spec.action).to(device)
             self.reach = config.reach.build(size).to(device)
+        self.halt = Halt(config.halt, config.discount).to(device)
         known: object = self.model
         self._solved = known if isinstance(known, Solved) else None
-        if config.penalty and not isinstance(known, Uncertain):
-            raise MisfitError(f"penalty={config.penalty} needs a model that is Uncertain, such as an EnsembleModel")
+        for asked, ability, because in (
+            (config.penalty, Uncertain, f"penalty={config.penalty}"), (config.halt.coefficient, Uncertain, "halt"),
+            (config.inconsistency.weight, Varies, "inconsistency"), (config.adversary.every, Likely, "adversary"),
+        ):
+            if asked and not isinstance(known, ability):
+                raise MisfitError(unable(known, ability, because))
+        if self.rule.unrolls and not 0 < config.real < config.batch_size:
+            raise MisfitError(
+                f"{type(self.rule).__name__} unrolls a model from dreamed rows of a batch, beside real ones, and there "
+                f"are {config.real} real ones of {config.batch_size}; give it a model and a real_ratio between 0 and 1"
+            )
         if config.patch != "none" and self._solved is None:
             raise MisfitError(f"patch={config.patch!r} needs a model whose optimum is known")
-        self.log_alpha = nn.Parameter(torch.full((), math.log(max(config.temperature.initial, 1e-8)), device=device))
-        self.log_alpha.requires_grad_(config.temperature.is_learned)
-        wanted = config.temperature.target
-        self.entropy = -float(spec.action.size) if wanted is None else wanted
         self.seen = Ring(config.recent, size, spec.action.size).to(device)
         longest = max(config.branch.length, config.branch.grown)
         dreams = config.branch.rows * longest * config.branch.keep if self.model is not None else 1
         self.dreams = Ring(dreams, size, spec.action.size).to(device)
+        worths, choices = self.rule.groups()
         self.optimizer = Adam([
-            ([*self.value.parameters(), *self.reach.parameters()], config.lr),
-            ([*self.actor.parameters(), self.log_alpha], config.policy_lr),
+            ([*self.value.parameters(), *self.reach.parameters(), *worths], config.lr),
+            ([*self.actor.parameters(), *choices], config.policy_lr),
         ])
-        self.modules = nn.ModuleDict({"actor": self.actor, "value": self.value, "reach": self.reach})
+        parts = {"actor": self.actor, "rule": self.rule, "value": self.value, "reach": self.reach, "halt": self.halt}
+        self.modules = nn.ModuleDict(cast(dict[str, nn.Module], parts))
         if self.model is not None:
             self.modules["model"] = self.model
+        self.adversary = Adversary(config.adversary, self.model) if config.adversary.every else None
         self._judge = without_gradient(self.value)
+        self.learner = Learner(
+            actor=self.actor, value=self.value, judge=self._judge, model=self.model, place=self._placed,
+            discount=config.discount, real=config.real,
+        )
         self.updates = 0
         self.skipped = Skipped(device)
+        self._turn, self._pace = (torch.ones((), device=device, dtype=kind) for kind in (torch.bool, torch.float32))
         self.streams = {"learn": Stream(seed=seed * 1000 + 1, device=device)}
         self.steps: dict[str, Callable[..., Any]] = {"learn": self.learn_step, "act": self.act_step}
         self.parts: dict[str, Callable[..., Any]] = {"losses": self.losses, "act": self.compute_action}
@@ -180,8 +231,7 @@ class Dyna:
     @torch.no_grad()
     def compute_action(self, obs: dict[str, Tensor], *, explore: bool) -> Tensor:
         """What :meth:`act_step` gives, in one traceable piece."""
-        policy = self.actor(read_vectors(obs, self.axes))
-        return policy.sample() if explore else policy.mode()
+        return self.rule.act(self.actor(read_vectors(obs, self.axes)), explore=explore)
 
     def memory(self, carry: Carry) -> dict[str, Tensor]:
         return {}
@@ -196,6 +246,10 @@ class Dyna:
             if self.seen.total < min(self.config.first, self.config.recent):
                 return Update(metrics={}, memory={})
             metrics = self.prepare()
+            c = self.config
+            self._turn.fill_(self.updates % c.policy_delay == 0)
+            if c.policy_lr_ends:
+                self._pace.fill_(0.5 + 0.5 * math.cos(math.pi * min(1.0, self.updates / c.policy_lr_ends)))
             update = self.steps["learn"](self.draw())
             self.updates += 1
         return Update(metrics=update.metrics | metrics, memory={})
@@ -214,6 +268,8 @@ class Dyna:
     def prepare(self) -> dict[str, Tensor]:
         """Fit the model and dream, where it is time; what is to be logged of it."""
         c, found = self.config, {}
+        if self.updates == 0:
+            found = self.begin()
         if self.model is None:
             return found
         due = self.updates == 0 or (c.refit_every and self.updates % c.refit_every == 0)
@@ -223,27 +279,64 @@ class Dyna:
             if not 0 < int(tested.sum()) < len(tested):  # so few that one side is empty
                 tested = torch.arange(len(tested), device=tested.device) % 5 == 0
             fit = self.model.fit(self.seen.at(held), tested)
-            found = {f"model/{name}": x for name, x in fit.items()}
+            found |= {f"model/{name}": x for name, x in fit.items()}
+            if self.adversary is not None:
+                self.adversary.begin(self.model)
+        if due and c.halt.coefficient:
+            found |= self.measure_doubt()
+        if self.adversary is not None and self.updates and self.updates % c.adversary.every == 0:
+            changed = self.adversary.round(self.learner, self.seen.draw)
+            found |= {f"adversary/{name}": x for name, x in changed.items()}
         if self.updates % c.branch.every == 0:
             found |= self.dream(c.branch.at(self.updates))
         return found
+
+    def begin(self) -> dict[str, Tensor]:
+        """Before the first update: measure the features, and clone, where either is asked for."""
+        found: dict[str, Tensor] = {}
+        if self.config.standardise:
+            for name, part in self.modules.items():
+                for module in part.modules() if name in ("actor", "rule", "value") else ():
+                    if isinstance(module, Standardise):
+                        module.measure(self.seen.x[: len(self.seen)])
+        for _ in range(self.config.clone_first):
+            data = self.seen.draw(self.config.batch_size)
+            error = losses.cloning_error(action=self.actor(data.x).sample(), done=data.action).mean()
+            self.optimizer.backward(error)
+            self.optimizer.step(torch.isfinite(error))
+            found = {"actor/cloned": error.detach()}
+        if self.config.clone_first:
+            self.optimizer.forget()
+        return found
+
+    @torch.no_grad()
+    def measure_doubt(self) -> dict[str, Tensor]:
+        """How unsure the model is of the data, which decides where dreams halt."""
+        doubt = [
+            self.model.disagreement(self._placed(part.x), part.action)
+            for part in (self.seen.at(slice(at, at + 4096)) for at in range(0, len(self.seen), 4096))
+        ]
+        self.halt.measure(torch.cat(doubt)[: len(self.seen)], self.seen.reward[: len(self.seen)])
+        return {"halt/threshold": self.halt.threshold.clone(), "halt/price": self.halt.price.clone()}
 
     @torch.no_grad()
     def dream(self, length: int) -> dict[str, Tensor]:
         """One round of branches from recent real states, by the policy, ``length`` steps or to their end."""
         c, model, solved = self.config, self.model, self._solved
         state = self._placed(self.seen.draw(c.branch.rows).x)
-        made, beyond = 0, 0.0
+        made, beyond, halts = 0, 0.0, 0.0
         for step in range(length):
             x = model.features(state)
             action = self.actor(x).sample()
             arrived = model.step(state, action)
             said = model.predict(state, action, arrived)
-            reward = said.reward
-            if c.penalty:
+            reward, terminal = said.reward, (said.continues < 0.5).float()
+            if c.penalty or c.halt.coefficient:
                 doubt = model.disagreement(state, action)
                 reward = losses.penalised_reward(reward=reward, doubt=doubt, weight=c.penalty)
-            terminal = (said.continues < 0.5).float()
+                if c.halt.coefficient:
+                    reward, terminal, halted = self.halt.apply_to(doubt, reward, terminal)
+                    halts += float(halted.sum())
             edge = (1 - terminal) if step == length - 1 else torch.zeros_like(terminal)
             data = Transitions(
                 x=x, action=action, reward=reward, next_x=model.features(arrived), terminal=terminal, edge=edge
@@ -259,6 +352,8 @@ class Dyna:
                 arrived = tree.index(arrived, alive)
             state = arrived
         found = {"branch/length": float(length), "branch/transitions": float(made)}
+        if c.halt.coefficient:
+            found["halt/share"] = halts / made
         if solved is not None:
             found["reach/beyond_share"] = beyond / made
         return {name: torch.tensor(x) for name, x in found.items()}
@@ -266,17 +361,21 @@ class Dyna:
     def draw(self) -> Transitions:
         """(batch_size, ...) real and dreamed transitions."""
         c = self.config
-        real = c.batch_size if self.model is None else round(c.real_ratio * c.batch_size)
-        parts = [ring.draw(n) for ring, n in ((self.seen, real), (self.dreams, c.batch_size - real)) if n]
+        parts = [ring.draw(n) for ring, n in ((self.seen, c.real), (self.dreams, c.batch_size - c.real)) if n]
         return tree.cat(parts) if len(parts) > 1 else parts[0]
 
     def learn_step(self, data: Transitions) -> Update:
         """One update from (N, ...) transitions: tensors in, tensors out, in place where it learns."""
         total, metrics, target = self.parts["losses"](data)
         self.optimizer.backward(total)
-        stepped = self.optimizer.step(torch.isfinite(total))
+        turns, paces = (torch.ones_like(x) for x in (self._turn, self._pace))
+        stepped = self.optimizer.step(
+            torch.isfinite(total), turns=(turns, self._turn) if self.config.policy_delay > 1 else None,
+            paces=(paces, self._pace) if self.config.policy_lr_ends else None,
+        )
         healthy = stepped["healthy"]
-        self.value.track(healthy)
+        self.value.track(healthy & self._turn)
+        self.rule.track(self.learner, healthy & self._turn)
         self.reach.remember(data.x, target, healthy)
         metrics = metrics | {"loss/total": total.detach(), "update/grad_norm": stepped["grad_norm"]}
         metrics |= self.skipped.count(healthy)
@@ -284,33 +383,21 @@ class Dyna:
 
     def losses(self, data: Transitions) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """In one traceable piece: the number to minimise, metrics, and the critic's targets (N,)."""
-        alpha = self.log_alpha.detach().exp()
-        target, seen = self._target(data, alpha)
-        critic = self.value.loss(data.x, data.action, target)
-        action, log_prob = self.actor(data.x).sample_with_log_prob()
-        value = self._judge.value(data.x, action)
-        policy = losses.policy_loss(value=value, log_prob=log_prob, alpha=alpha)
-        terms = {"value": critic, "policy": policy, "reach": self.reach.loss(data.x)}
-        if self.log_alpha.requires_grad:
-            terms["temperature"] = losses.temperature_loss(
-                log_alpha=self.log_alpha, log_prob=log_prob, target=self.entropy
-            )
+        target, seen = self._target(data)
+        terms, found = self.rule.losses(self.learner, data, target)
+        terms["reach"] = self.reach.loss(data.x)
+        if self.config.conservatism.weight:
+            terms["conservatism"] = conservatism(self.learner, data, self.config.conservatism)
         total = torch.stack([loss.mean() for loss in terms.values()]).sum()
-        metrics = seen | {f"loss/{name}": loss.detach().mean() for name, loss in terms.items()}
-        metrics |= {
-            "value/mean": value.detach().mean(), "actor/entropy": -log_prob.detach().mean(), "actor/alpha": alpha,
-        }
+        metrics = seen | found | {f"loss/{name}": loss.detach().mean() for name, loss in terms.items()}
         return total, metrics, target
 
     @torch.no_grad()
-    def _target(self, data: Transitions, alpha: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _target(self, data: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's targets (N,), and what the states that they bootstrap from look like."""
         c = self.config
-        action, log_prob = self.actor(data.next_x).sample_with_log_prob()
-        every = self.value.every(data.next_x, action, slow=True)
-        spread, value = every.std(0, unbiased=False), self.value.combine(every)
-        if c.backup == "soft":
-            value = losses.soft_value(value=value, log_prob=log_prob, alpha=alpha)
+        value, every = self.rule.bootstrap(self.learner, data.next_x)
+        spread = every.std(0, unbiased=False)
         metrics = {"value/bootstrap": value.mean(), "reach/edge_share": data.edge.mean()}
         inside = 1 - data.edge
         for name, mask in (("edge", data.edge), ("inside", inside)):
@@ -328,6 +415,10 @@ class Dyna:
         target = losses.critic_target(
             reward=data.reward, terminal=data.terminal, next_value=value, discount=c.discount
         )
+        if c.inconsistency.weight:
+            doubt = inconsistency(self.learner, data, c.inconsistency.samples)
+            target = losses.penalised_reward(reward=target, doubt=doubt, weight=c.inconsistency.weight)
+            metrics["value/inconsistency"] = _mean_where(doubt, (doubt > 0).float())
         return target, metrics | {"value/target_max": target.max()}
 
     def _patched(self, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -355,22 +446,22 @@ class Dyna:
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, moments, transitions held, random stream and counters."""
         return joined(
-            model={**self.modules.state_dict(), "log_alpha": self.log_alpha.detach()}, seen=self.seen.state_dict(),
-            dreams=self.dreams.state_dict(), optim=self.optimizer.state_dict(),
-            rng={"learn": self.streams["learn"].state},
+            model=self.modules.state_dict(), seen=self.seen.state_dict(), dreams=self.dreams.state_dict(),
+            optim=self.optimizer.state_dict(), rng={"learn": self.streams["learn"].state},
+            adversary={} if self.adversary is None else self.adversary.optimizer.state_dict(),
             count={"updates": torch.tensor(self.updates), **self.skipped.state_dict()},
         )
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copies in place."""
         groups = parted(state)
-        with torch.no_grad():
-            self.log_alpha.copy_(groups["model"].pop("log_alpha"))
         self.modules.load_state_dict(groups["model"])
         for name, ring in (("seen", self.seen), ("dreams", self.dreams)):
             ring.load_state_dict(groups[name])
             ring.restore()
         self.optimizer.load_state_dict(groups["optim"])
+        if self.adversary is not None:
+            self.adversary.optimizer.load_state_dict(groups["adversary"])
         self.streams["learn"] = Stream(state=groups["rng"]["learn"].clone(), device=self.device)
         self.skipped.load_state_dict(groups["count"])
         self.updates = int(groups["count"]["updates"])

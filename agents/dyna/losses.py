@@ -3,6 +3,7 @@ RAVL (Sims et al. 2024, agent.py of its code)."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -34,3 +35,78 @@ def policy_loss(*, value: Tensor, log_prob: Tensor, alpha: Tensor | float) -> Te
 def temperature_loss(*, log_alpha: Tensor, log_prob: Tensor, target: float) -> Tensor:
     """(N,) -log alpha (log pi + H), H the entropy that is kept."""
     return -log_alpha * (log_prob.detach() + target)
+
+
+def cloning_error(*, action: Tensor, done: Tensor) -> Tensor:
+    """(N,) mean over A of (pi(s) - a)^2."""
+    return (action - done).square().mean(-1)
+
+
+def scaled_value(*, value: Tensor, weight: float) -> Tensor:
+    """(N,) alpha Q / mean |Q|, the mean over the batch and without gradient (TD3+BC, eq. 4)."""
+    return weight / value.detach().abs().mean().clamp(min=1e-8) * value
+
+
+def expectile_weight(*, error: Tensor, expectile: float) -> Tensor:
+    """|tau - 1(u < 0)|: tau where what is regressed to lies above, 1 - tau where it does not."""
+    return torch.where(error > 0, expectile, 1 - expectile)
+
+
+def expectile_loss(*, error: Tensor, expectile: float) -> Tensor:
+    """|tau - 1(u < 0)| u^2, u = target - prediction (IQL, eq. 4)."""
+    return expectile_weight(error=error.detach(), expectile=expectile) * error.square()
+
+
+def advantage_weight(*, advantage: Tensor, beta: float, limit: float) -> Tensor:
+    """min(exp(beta (Q - V)), limit) (IQL, eq. 7)."""
+    return (beta * advantage).exp().clamp(max=limit).detach()
+
+
+def conservative_gap(*, asked: Tensor, log_density: Tensor, done: Tensor, temperature: float) -> Tensor:
+    """() sum over members of  mean_s T log sum_k exp((Q(s, a_k) - log mu(a_k|s)) / T)  -  mean Q(s, a)  (CQL, eq. 4;
+    COMBO, eq. 2).
+
+    Args: asked (E, N, K) of actions that were drawn; log_density (N, K) that they were drawn with; done (E, M) of the
+        data's actions.
+    """
+    soft = temperature * ((asked - log_density) / temperature).logsumexp(-1)
+    return (soft.mean(-1) - done.mean(-1)).sum()
+
+
+def inconsistency(*, value: Tensor) -> Tensor:
+    """(N,) what members of a model differ in about the value of what comes next (MOBILE, eq. 9): the standard deviation
+    over members of the mean over samples of (S, E, N) values; 0 of a single member."""
+    each = value.mean(0)
+    return each.std(0) if len(each) > 1 else torch.zeros_like(each[0])
+
+
+def adversarial_loss(*, log_prob: Tensor, advantage: Tensor, alive: Tensor) -> Tensor:
+    """() mean of A log p over rows that are alive, A standardised among them and without gradient (RAMBO, eq. 9).
+
+    Args: (N,) each; advantage r + gamma V(s') - Q(s, a).
+    """
+    count = alive.sum().clamp(min=1.0)
+    centred = (advantage - (advantage * alive).sum() / count) * alive
+    spread = (centred.square().sum() / (count - 1).clamp(min=1.0)).sqrt()
+    return ((centred / (spread + 1e-6)).detach() * log_prob * alive).sum() / count
+
+
+def mixed_returns(
+    *, value: Tensor, reward: Tensor, alive: Tensor, discount: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Lambda-returns of a finite rollout with weights that add up to one (LEQ, eq. 4):
+
+        q_H = Q_H,  w_H = 1;   q_t = (Q_t + lam w_{t+1} (m_t r_t + gamma m_{t+1} q_{t+1})) / w_t,  w_t = 1 + lam w_{t+1}
+
+    Args: value (N, H+1) Q(s_t, a_t); reward (N, H) of arriving in t + 1; alive (N, H+1) m, 1 until an end.
+    Returns: (N, H+1) q, and (N, H+1) what a change of q_t changes q_0 by.
+    """
+    back, weight, carried = [value[:, -1]], 1.0, []
+    for t in reversed(range(reward.shape[1])):
+        mixed = lam * weight / (1 + lam * weight)
+        ahead = alive[:, t] * reward[:, t] + discount * alive[:, t + 1] * back[-1]
+        back.append((1 - mixed) * value[:, t] + mixed * ahead)
+        carried.append(mixed * discount * alive[:, t + 1])
+        weight = 1 + lam * weight
+    share = torch.stack([torch.ones_like(value[:, 0]), *reversed(carried)], 1).cumprod(1)
+    return torch.stack([*reversed(back)], 1), share

@@ -1,17 +1,18 @@
-"""SAC's policy: a normal distribution squashed into [-1, 1]."""
+"""Policies over features: SAC's normal distribution squashed into [-1, 1], and one whose mean alone is squashed."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.errors import MisfitError, check_range
+from worldmodel.nn.normed import Standardise
 from worldmodel.types import ActionSpec
 
 LOG_STD = (-5.0, 2.0)
@@ -20,13 +21,18 @@ LOG_STD = (-5.0, 2.0)
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
-    """Widths of the policy's network."""
+    """A policy's network."""
 
     units: tuple[int, ...] = (256, 256)
+    noise: Literal["squashed", "added"] = "squashed"
+    """Where it is: inside of the tanh (SAC), or outside, with one standard deviation for all states (IQL), so that the
+    likelihood of an action at its bounds is finite."""
 
     def __post_init__(self) -> None:
         if not self.units or min(self.units) < 1:
             raise ValueError(f"units must be widths of hidden layers, got {self.units}")
+        if self.noise not in ("squashed", "added"):
+            raise ValueError(f"noise must be squashed or added, got {self.noise!r}")
 
     def build(self, feature_dim: int, action: ActionSpec) -> SquashedPolicy:
         if action.kind == "discrete" or not action.is_bounded:
@@ -35,24 +41,31 @@ class PolicyConfig:
 
 
 class SquashedPolicy(nn.Module):
-    """features -> tanh of a normal distribution."""
+    """features -> tanh of a normal distribution, or a normal distribution around a tanh."""
 
     def __init__(self, config: PolicyConfig, feature_dim: int, actions: int) -> None:
         super().__init__()
+        self.feature_dim, self.actions = feature_dim, actions
+        self.inputs = Standardise(feature_dim)
         widths = (feature_dim, *config.units)
+        self.log_std = nn.Parameter(torch.zeros(actions)) if config.noise == "added" else None
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        self.out = nn.Linear(widths[-1], 2 * actions)
+        self.out = nn.Linear(widths[-1], actions if config.noise == "added" else 2 * actions)
         with torch.no_grad():
             for layer in self.layers:
                 nn.init.constant_(cast(nn.Linear, layer).bias, 0.1)
             for p in self.out.parameters():
                 p.uniform_(-1e-3, 1e-3)
 
-    def forward(self, features: Tensor) -> SquashedNormal:
+    def forward(self, features: Tensor) -> SquashedNormal | BoundedNormal:
         """(..., F) -> distribution over (..., A)."""
+        features = self.inputs(features)
         for layer in self.layers:
             features = F.relu(layer(features))
-        mean, log_std = self.out(features).float().chunk(2, -1)
+        out = self.out(features).float()
+        if self.log_std is not None:
+            return BoundedNormal(torch.tanh(out), self.log_std.clamp(*LOG_STD).expand_as(out))
+        mean, log_std = out.chunk(2, -1)
         return SquashedNormal(mean, log_std.clamp(*LOG_STD))
 
 
@@ -71,6 +84,10 @@ class SquashedNormal:
         """(..., A) and its log-probability (...), from which no inverse of tanh has to be taken."""
         raw = self.mean + self.log_std.exp() * torch.randn_like(self.mean)
         return torch.tanh(raw), self._log_prob(raw)
+
+    def times(self, count: int) -> SquashedNormal:
+        """(N, A) to (N, count, A): as many independent draws."""
+        return SquashedNormal(*(x.unsqueeze(1).expand(-1, count, -1) for x in (self.mean, self.log_std)))
 
     def mode(self) -> Tensor:
         """(..., A) tanh of the mean."""
@@ -92,6 +109,41 @@ class SquashedNormal:
         return (normal - squash).sum(-1)
 
 
+class BoundedNormal:
+    """N(mean, exp(log_std)^2), samples clipped to [-1, 1]; independent over the last axis. Log-probabilities are those
+    before clipping."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        """Args: (..., A) each; mean in [-1, 1]."""
+        self.mean, self.log_std = mean, log_std
+
+    def sample(self) -> Tensor:
+        """(..., A), reparameterised."""
+        return self.sample_with_log_prob()[0]
+
+    def sample_with_log_prob(self) -> tuple[Tensor, Tensor]:
+        """(..., A) and its log-probability (...)."""
+        raw = self.mean + self.log_std.exp() * torch.randn_like(self.mean)
+        return raw.clamp(-1, 1), self.log_prob(raw)
+
+    def times(self, count: int) -> BoundedNormal:
+        """(N, A) to (N, count, A): as many independent draws."""
+        return BoundedNormal(*(x.unsqueeze(1).expand(-1, count, -1) for x in (self.mean, self.log_std)))
+
+    def mode(self) -> Tensor:
+        """(..., A) the mean."""
+        return self.mean
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """(..., A) -> (...)."""
+        scaled = (action - self.mean) / self.log_std.exp()
+        return (-0.5 * scaled.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(...) in nats, before clipping."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TemperatureConfig:
     """alpha, the price of certainty."""
@@ -100,6 +152,8 @@ class TemperatureConfig:
     target: float | None = None
     """Entropy that is kept, in nats; None: minus the number of actions."""
     is_learned: bool = True
+    highest: float = 1e6
+    """What losses take it for where it has grown beyond (MOBILE: 1)."""
 
     def __post_init__(self) -> None:
         check_range(self, 0, "initial")

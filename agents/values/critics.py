@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from worldmodel.errors import check_range
 from worldmodel.nn.ensemble import EnsembleLinear, EnsembleMLP
+from worldmodel.nn.normed import Standardise
 from worldmodel.nn.slow import follow_
 from worldmodel.types import ActionSpec
 
@@ -55,6 +56,7 @@ class Critics(nn.Module):
     def __init__(self, config: CriticsConfig, feature_dim: int, action: ActionSpec) -> None:
         super().__init__()
         self.config = config
+        self.inputs = Standardise(feature_dim)
         self.fast = EnsembleMLP(
             config.members, feature_dim + action.size, 1, units=config.units, norm=config.norm, activation="relu",
             init=_init,
@@ -70,7 +72,7 @@ class Critics(nn.Module):
     def every(self, features: Tensor, action: Tensor, *, slow: bool = False) -> Tensor:
         """(..., F), (..., A) -> (N, ...)."""
         net = self.slow if slow else self.fast
-        return net(torch.cat([features, action], -1)).squeeze(-1)
+        return net(torch.cat([self.inputs(features), action], -1)).squeeze(-1)
 
     def value(self, features: Tensor, action: Tensor) -> Tensor:
         """(...) what the fast members together say; what a policy climbs. REDQ's policy climbs the mean."""
@@ -106,7 +108,7 @@ class Critics(nn.Module):
         # (N, ..., A): the members are apart, so the gradient of their sum is each one's own
         own = action.detach().expand(count, *action.shape).clone().requires_grad_()
         with torch.enable_grad():
-            told = torch.cat([features.expand(count, *features.shape), own], -1)
+            told = torch.cat([self.inputs(features).expand(count, *features.shape), own], -1)
             q = self.fast.each(told.reshape(count, -1, told.shape[-1]))
             grad = torch.autograd.grad(q.sum(), own, create_graph=True)[0]
         grad = grad / (grad.norm(dim=-1, keepdim=True) + 1e-10)

@@ -15,7 +15,9 @@ from worldmodel import tree
 from worldmodel.agents.dyna import losses
 from worldmodel.agents.dyna.agent import BranchConfig, Dyna, DynaConfig
 from worldmodel.agents.dyna.buffer import Ring, flatten, marks
+from worldmodel.agents.dyna.pessimism import HaltConfig
 from worldmodel.agents.dyna.policy import PolicyConfig, SquashedNormal, TemperatureConfig
+from worldmodel.agents.dyna.rules.soft import SoftConfig
 from worldmodel.agents.values.critics import Critics, CriticsConfig
 from worldmodel.agents.values.reach import Reach, ReachConfig
 from worldmodel.agents.values.reach_aware import ReachAwareValueConfig
@@ -291,8 +293,9 @@ def test_lengths_grow_linearly() -> None:
 
 
 def test_the_penalty_needs_a_model_that_doubts() -> None:
-    with pytest.raises(MisfitError, match="needs a model that is Uncertain"):
-        small(penalty=1.0).build(SPEC)
+    for doubt in ({"penalty": 1.0}, {"halt": HaltConfig(coefficient=3.0)}):
+        with pytest.raises(MisfitError, match=r"needs a model that is Uncertain, .* and got no model"):
+            small(model=None, **doubt).build(SPEC)
 
 
 def test_true_dynamics_leave_nothing_to_penalise_but_an_ensemble_does() -> None:
@@ -361,7 +364,9 @@ PARTS = {
     "reach": small(value=CriticsConfig(units=(8,), norm="layer"), reach=ReachConfig(memory=64)),
     "rnd": small(reach=ReachConfig(detector="rnd", width=8)),
     "std": small(reach=ReachConfig(detector="ensemble", tolerance=0.0)),
-    "plain": small(backup="plain", temperature=TemperatureConfig(initial=0.2, is_learned=False)),
+    "plain": small(
+        rule=SoftConfig(backup="plain", temperature=TemperatureConfig(initial=0.2, is_learned=False))
+    ),
     "growing": small(branch=BranchConfig(rows=16, every=2, keep=2, length=1, grown=3, grows=(0, 4))),
 }
 

@@ -47,6 +47,22 @@ class Analytic(nn.Module):
         return {}, Point(x=batch.obs["vector"])
 
 
+class Certain(Analytic):
+    """The truth where penalties ask a model how unsure it is. Implements ``Uncertain`` and ``Varies``."""
+
+    def disagreement(self, state: Point, action: Tensor) -> Tensor:
+        """(...) 0: one opinion, without noise."""
+        return state.x.new_zeros(state.x.shape[:-1])
+
+    def outcomes(self, state: Point, action: Tensor, count: int) -> Tensor:
+        """(count, 1, ..., n) what comes next, every time."""
+        return self.step(state, action).x.expand(count, 1, *state.x.shape)
+
+    def step(self, state: Point, action: Tensor) -> Point:
+        """Each has its own."""
+        raise NotImplementedError
+
+
 class LinearQuadratic(Analytic):
     """x' = A x + B a, reward -(x'Qx + a'Ra). Implements ``WorldModel[Point]``.
 
@@ -95,7 +111,7 @@ def double_integrator(*, seconds: float = 0.1, effort: float = 0.1) -> LinearQua
     return LinearQuadratic(a, torch.tensor([[0.0], [seconds]]), torch.eye(2), effort * torch.eye(1))
 
 
-class Pendulum(Analytic):
+class Pendulum(Certain):
     """Gymnasium's Pendulum-v1: (cos, sin, speed), actions in [-1, 1] for torques in [-2, 2]. Implements
     ``WorldModel[Point]``."""
 

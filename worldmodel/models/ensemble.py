@@ -14,6 +14,7 @@ from worldmodel.errors import MisfitError, UserError, check_range
 from worldmodel.models.heuristics import HEURISTICS
 from worldmodel.models.termination import TERMINATIONS
 from worldmodel.nn.ensemble import EnsembleLinear, EnsembleMLP
+from worldmodel.nn.normed import Standardise
 from worldmodel.nn.optim import Adam
 from worldmodel.tree import struct
 from worldmodel.types import Batch, EnvSpec, Prediction, Transitions
@@ -23,10 +24,6 @@ Heuristic = Literal[
     "leave_one_out",
 ]
 Ends = Literal["never", "hopper", "walker2d", "ant", "humanoid", "inverted_pendulum"]
-
-FLOOR = 1e-6
-"""Of the scale of an input that never changes."""
-
 
 @struct
 class Observed:
@@ -84,10 +81,9 @@ class EnsembleModelConfig:
 
 
 class EnsembleModel(nn.Module):
-    """Implements ``WorldModel[Observed]``, ``Uncertain`` and ``Fits``: the observation is the state."""
+    """Implements ``WorldModel[Observed]``, ``Uncertain``, ``Varies``, ``Likely`` and ``Fits``: the observation is the
+    state."""
 
-    shift: Tensor
-    scale: Tensor
     elite: Tensor
     fitted: Tensor
 
@@ -104,10 +100,10 @@ class EnsembleModel(nn.Module):
             init=_init,
         )
         low, high = config.bounds
-        self.lower = nn.Parameter(torch.full((self.outputs,), low))
-        self.upper = nn.Parameter(torch.full((self.outputs,), high))
-        self.register_buffer("shift", torch.zeros(inputs))
-        self.register_buffer("scale", torch.ones(inputs))
+        # of every member its own, so that they are kept with its weights at its best
+        self.lower = nn.Parameter(torch.full((config.members, self.outputs), low))
+        self.upper = nn.Parameter(torch.full((config.members, self.outputs), high))
+        self.inputs = Standardise(inputs)
         self.register_buffer("elite", torch.arange(config.elites))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.int64))
         self.ends = TERMINATIONS[config.ends]
@@ -117,8 +113,8 @@ class EnsembleModel(nn.Module):
 
     def initial(self, batch_size: int) -> Observed:
         return Observed(
-            x=torch.zeros(batch_size, self.feature_dim, device=self.shift.device),
-            reward=torch.zeros(batch_size, device=self.shift.device),
+            x=torch.zeros(batch_size, self.feature_dim, device=self.elite.device),
+            reward=torch.zeros(batch_size, device=self.elite.device),
         )
 
     def observe(self, state: Observed, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor) -> Observed:
@@ -166,11 +162,32 @@ class EnsembleModel(nn.Module):
 
     def gaussians(self, x: Tensor, action: Tensor, members: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(..., n), (..., A) to mean and log-variance (E, ..., n+1) of change and reward."""
-        return self._bounded(self.net(self._scaled(x, action), members))
+        return self._bounded(self.net(self._scaled(x, action), members), members)
 
-    def pull(self) -> Tensor:
-        """() what keeps the limits of log-variances near the data."""
-        return self.config.bounds_scale * (self.upper.sum() - self.lower.sum())
+    def outcomes(self, state: Observed, action: Tensor, count: int) -> Tensor:
+        """(count, elites, ..., n) next observations drawn from every elite."""
+        mean, log_var = (out[..., :-1] for out in self.gaussians(state.x, action, self.elite))
+        return state.x + mean + (0.5 * log_var).exp() * torch.randn(count, *mean.shape, device=mean.device)
+
+    def log_prob(self, state: Observed, action: Tensor, arrived: Observed) -> Tensor:
+        """(...) log-density of what was arrived in, and its reward, in the mixture of the elites."""
+        mean, log_var = self.gaussians(state.x, action, self.elite)
+        came = torch.cat([arrived.x - state.x, arrived.reward.unsqueeze(-1)], -1)
+        each = -0.5 * ((came - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi)).sum(-1)
+        # in logarithms throughout: densities of a dozen numbers are 0 in any float
+        return each.logsumexp(0) - math.log(len(each))
+
+    def misfit(self, data: Transitions, bounds_scale: float) -> Tensor:
+        """() what fitting minimises, of the same (N, ...) for all members."""
+        mean, log_var = self.gaussians(data.x, data.action)
+        target = torch.cat([data.next_x - data.x, data.reward.unsqueeze(-1)], -1)
+        return gaussian_loss(mean, log_var, target).mean(1).sum() + self._decay() + self.pull(bounds_scale)
+
+    def pull(self, scale: float | None = None) -> Tensor:
+        """() what keeps the limits of log-variances near the data, by ``scale`` or the config's; the mean of the
+        members."""
+        weight = self.config.bounds_scale if scale is None else scale
+        return weight * (self.upper - self.lower).mean(0).sum()
 
     def fit(self, data: Transitions, holdout: Tensor) -> dict[str, Tensor]:
         """Standardise inputs, learn until no member gets better on held-out data, keep each at its best, choose elites.
@@ -185,20 +202,15 @@ class EnsembleModel(nn.Module):
         inputs = torch.cat([data.x, data.action], -1)
         target = torch.cat([data.next_x - data.x, data.reward.unsqueeze(-1)], -1)
         kept, held = ~holdout, holdout
-        with torch.no_grad():
-            self.shift.copy_(inputs[kept].mean(0))
-            spread = inputs[kept].std(0, unbiased=False)
-            self.scale.copy_(torch.where(spread < FLOOR, 1.0, spread))
-        told, truth = (inputs[kept] - self.shift) / self.scale, target[kept]
-        told_held, truth_held = (inputs[held] - self.shift) / self.scale, target[held]
-        found = self._rounds(told, truth, told_held, truth_held)
+        self.inputs.measure(inputs[kept])
+        found = self._rounds(self.inputs(inputs[kept]), target[kept], self.inputs(inputs[held]), target[held])
         self.fitted.add_(1)
         return found
 
     def _rounds(self, x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> dict[str, Tensor]:
         c, members, rows = self.config, self.config.members, len(x)
-        mine = [*self.net.parameters()]
-        optimizer = Adam([([*mine, self.lower, self.upper], c.lr)])
+        mine = [*self.net.parameters(), self.lower, self.upper]
+        optimizer = Adam([(mine, c.lr)])
         best = [p.detach().clone() for p in mine]
         lowest = torch.full((members,), float("inf"), device=x.device)
         bootstrap = torch.randint(rows, (members, rows), device=x.device)
@@ -240,12 +252,18 @@ class EnsembleModel(nn.Module):
             )
 
     def _scaled(self, x: Tensor, action: Tensor) -> Tensor:
-        return (torch.cat([x, action], -1) - self.shift) / self.scale
+        return self.inputs(torch.cat([x, action], -1))
 
-    def _bounded(self, out: Tensor) -> tuple[Tensor, Tensor]:
+    def _bounded(self, out: Tensor, members: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean, log_var = out.float().chunk(2, -1)
-        log_var = self.upper - F.softplus(self.upper - log_var)
-        return mean, self.lower + F.softplus(log_var - self.lower)
+        # (E, D) beside (E, ..., D)
+        shape = (len(out), *(1,) * (out.ndim - 2), self.outputs)
+        lower, upper = (x.view(shape) for x in self._limits(members))
+        log_var = upper - F.softplus(upper - log_var)
+        return mean, lower + F.softplus(log_var - lower)
+
+    def _limits(self, members: Tensor | None) -> tuple[Tensor, Tensor]:
+        return (self.lower, self.upper) if members is None else (self.lower[members], self.upper[members])
 
     def _decay(self) -> Tensor:
         decays = self.config.decays

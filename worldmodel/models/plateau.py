@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from worldmodel.models.analytic import Analytic, Pendulum, Point
+from worldmodel.models.analytic import Certain, Pendulum, Point
 from worldmodel.types import EnvSpec, Prediction
 
 
-class Plateau(Analytic):
+class Plateau(Certain):
     """A plane, s' = s + a, that pays by rho, the larger of |x| and |y| of s': rho / 3 up to 3, 1 up to 7, and behind
     that cliff -1, or, where it is a ``slope``, 1 - (rho - 7), whose gradient points back. Implements
     ``WorldModel[Point]`` and ``Solved``.
@@ -72,7 +72,7 @@ class KnownConfig:
         if self.name not in ("plateau", "slope", "pendulum"):
             raise ValueError(f"name must be plateau, slope or pendulum, got {self.name!r}")
 
-    def build(self, spec: EnvSpec) -> Analytic:
+    def build(self, spec: EnvSpec) -> Certain:
         return Pendulum() if self.name == "pendulum" else Plateau(slope=self.name == "slope")
 
 

@@ -29,6 +29,32 @@ Activation = Literal["mish", "silu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"mish": mish, "silu": F.silu}
 
 
+class Standardise(nn.Module):
+    """(x - shift) / scale by numbers that are measured once; the identity before."""
+
+    shift: Tensor
+    scale: Tensor
+
+    floor = 1e-6
+    """Standard deviation of an input that never changes, and is left at its scale."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size)."""
+        return (x - self.shift) / self.scale
+
+    @torch.no_grad()
+    def measure(self, x: Tensor) -> None:
+        """Take mean and standard deviation of (N, size), in place."""
+        spread = x.std(0, unbiased=False)
+        self.shift.copy_(x.mean(0))
+        self.scale.copy_(torch.where(spread < self.floor, 1.0, spread))
+
+
 class NormedLinear(nn.Module):
     """Linear -> LayerNorm -> ``activation``."""
 

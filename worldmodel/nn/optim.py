@@ -159,32 +159,47 @@ class Adam(Flat):
         self.nu = torch.zeros_like(self.flat)
         self.mu = torch.zeros_like(self.flat)
         self._cuts: list[tuple[slice, float]] = []
-        """Stretches of the flat buffers and their learning rates."""
+        """Stretches of the flat buffers and their learning rates, one for each group."""
         at = 0
         for parameters, lr in taken:
             to = at + sum(p.numel() for p in parameters)
-            if to > at:
-                self._cuts.append((slice(at, to), lr))
+            self._cuts.append((slice(at, to), lr))
             at = to
-        self.count = torch.zeros((), device=self.flat.device)
+        self.count = torch.zeros(len(self._cuts), device=self.flat.device)
 
     @torch.no_grad()
-    def step(self, healthy: Tensor | None = None) -> dict[str, Tensor]:
-        """Apply the gradients, unless () ``healthy`` is False; result as :meth:`LaProp.step`."""
+    def step(
+        self, healthy: Tensor | None = None, *, turns: Sequence[Tensor] | None = None,
+        paces: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Apply the gradients, unless () ``healthy`` is False; result as :meth:`LaProp.step`.
+
+        Args:
+            turns: for each group () bool, whether it is its turn; the others stay as they are, moments and count too.
+            paces: for each group (), what its learning rate is multiplied by.
+        """
         norm = self.grad.norm()
         finite = torch.isfinite(norm)
         healthy = finite if healthy is None else finite & ranks.all_true(healthy)
         factor = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else torch.ones_like(norm)
         self.grad.mul_(factor)
-        self.count.add_(healthy.float())
+        moved = healthy.expand(len(self._cuts)) if turns is None else healthy & torch.stack([*turns])
+        self.count.add_(moved.float())
         count = self.count.clamp(min=1.0)
-        for cut, lr in self._cuts:
+        for at, (cut, lr) in enumerate(self._cuts):
+            if cut.start == cut.stop:
+                continue
             torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
-                [self.flat[cut]], [self.grad[cut]], [self.mu[cut]], [self.nu[cut]], [], [count],
-                lr=lr, beta1=self.betas[0], beta2=self.betas[1], weight_decay=self.decay, eps=self.eps, amsgrad=False,
-                maximize=False, found_inf=(~healthy).float(),
+                [self.flat[cut]], [self.grad[cut]], [self.mu[cut]], [self.nu[cut]], [], [count[at]],
+                lr=lr if paces is None else lr * paces[at], beta1=self.betas[0], beta2=self.betas[1],
+                weight_decay=self.decay, eps=self.eps, amsgrad=False, maximize=False, found_inf=(~moved[at]).float(),
             )
         return {"grad_norm": norm, "healthy": healthy}
+
+    def forget(self) -> None:
+        """As if no step had been made: what was learned stays, moments and counts do not."""
+        for x in self.state_dict().values():
+            x.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments and step count."""
