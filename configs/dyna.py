@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal, cast, get_args
 
+from worldmodel.agents.dyna.adversary import AdversaryConfig
 from worldmodel.agents.dyna.agent import BranchConfig, DynaConfig
-from worldmodel.agents.dyna.policy import PolicyConfig
+from worldmodel.agents.dyna.pessimism import ConservatismConfig, HaltConfig, InconsistencyConfig
+from worldmodel.agents.dyna.policy import PolicyConfig, TemperatureConfig
+from worldmodel.agents.dyna.rules.cloning import CloningConfig
+from worldmodel.agents.dyna.rules.iql import IQLConfig
+from worldmodel.agents.dyna.rules.leq import LEQConfig
+from worldmodel.agents.dyna.rules.soft import SoftConfig
+from worldmodel.agents.dyna.rules.td3bc import TD3BCConfig
 from worldmodel.agents.values.critics import CriticsConfig
 from worldmodel.agents.values.reach import ReachConfig
 from worldmodel.config import Run
@@ -14,7 +22,12 @@ from worldmodel.models.ensemble import Ends, EnsembleModelConfig
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
 
-Version = Literal["sac", "redq", "edac", "mbpo", "mopo", "ravl", "reach"]
+ModelFree = Literal["sac", "redq", "edac", "bc", "td3bc", "iql", "cql"]
+Dreaming = Literal["mbpo", "mopo", "morel", "combo", "rambo", "mobile", "leq", "ravl", "reach"]
+Version = Literal[
+    "sac", "redq", "edac", "bc", "td3bc", "iql", "cql",
+    "mbpo", "mopo", "morel", "combo", "rambo", "mobile", "leq", "ravl", "reach",
+]
 
 ENDS: dict[str, Ends] = {
     "Hopper": "hopper", "Walker2d": "walker2d", "Ant": "ant", "Humanoid": "humanoid",
@@ -26,38 +39,88 @@ WIDE = (256, 256, 256)
 
 
 def agent(version: Version = "mbpo", *, ends: Ends = "never", refit_every: int = 0) -> DynaConfig:
-    """The agent of a paper. Numbers that its authors tuned to each task are those of one task, named here.
+    """The agent of a paper. Numbers that its authors tuned to each task are those of one task, halfcheetah-medium where
+    they have it.
 
-    sac: Haarnoja et al. 2018. redq: Chen et al. 2021. edac: An et al. 2021 (HalfCheetah). mbpo: Janner et al. 2019
-    (HalfCheetah: branches of one step). mopo: Yu et al. 2020 by OfflineRL-Kit (halfcheetah-medium). ravl: Sims et al.
-    2024, its README's example (halfcheetah-medium). reach: ours.
+    Args:
+        ends: what ends an episode, for who dreams.
+        refit_every: updates between two fits of the model; 0: offline. RAMBO has its own way, and fits once.
     """
-    model = EnsembleModelConfig(ends=ends, uncertainty="max_aleatoric" if version == "mopo" else "mean_std")
-    if version in ("sac", "redq", "edac"):
-        value = {
-            "sac": CriticsConfig(), "redq": CriticsConfig(members=10, pessimism="drawn"),
-            "edac": CriticsConfig(members=10, units=WIDE, diversity=1.0),
-        }[version]
-        policy = PolicyConfig(units=WIDE if version == "edac" else (256, 256))
-        return DynaConfig(model=None, value=value, policy=policy)
-    if version == "mbpo":
-        branch = BranchConfig(rows=10_000, every=1000, keep=2, length=1)
-        return DynaConfig(model=model, branch=branch, refit_every=refit_every)
+    if version in get_args(ModelFree):
+        return model_free(cast(ModelFree, version))
+    return dreaming(cast(Dreaming, version), ends=ends, refit_every=refit_every)
+
+
+def model_free(version: ModelFree) -> DynaConfig:
+    """sac: Haarnoja et al. 2018. redq: Chen et al. 2021. edac: An et al. 2021. bc: behaviour cloning, by squared
+    errors. td3bc: Fujimoto and Gu 2021. iql: Kostrikov et al. 2022, locomotion, rewards as they are (the authors scale
+    them by the data's best and worst return). cql: Kumar et al. 2020 by OfflineRL-Kit.
+    """
+    wide = PolicyConfig(units=WIDE)
+    return {
+        "sac": lambda: DynaConfig(model=None),
+        "redq": lambda: DynaConfig(model=None, value=CriticsConfig(members=10, pessimism="drawn")),
+        "edac": lambda: DynaConfig(
+            model=None, value=CriticsConfig(members=10, units=WIDE, diversity=1.0), policy=wide
+        ),
+        "bc": lambda: DynaConfig(model=None, rule=CloningConfig()),
+        "td3bc": lambda: DynaConfig(model=None, rule=TD3BCConfig(), standardise=True, policy_delay=2),
+        "iql": lambda: DynaConfig(
+            model=None, rule=IQLConfig(), policy=PolicyConfig(noise="added"), policy_lr_ends=1_000_000
+        ),
+        "cql": lambda: DynaConfig(
+            model=None, rule=SoftConfig(backup="plain"), conservatism=ConservatismConfig(weight=5.0),
+            value=CriticsConfig(units=WIDE), policy=wide, policy_lr=1e-4,
+        ),
+    }[version]()
+
+
+def dreaming(version: Dreaming, *, ends: Ends = "never", refit_every: int = 0) -> DynaConfig:
+    """mbpo: Janner et al. 2019, branches of one step. mopo: Yu et al. 2020, combo: Yu et al. 2021, mobile: Sun et al.
+    2023, all three by OfflineRL-Kit. rambo: Rigter et al. 2022. morel: Kidambi et al. 2020, whose policy gradient is
+    SAC here. leq: Park and Lee 2025, rewards as they are. ravl: Sims et al. 2024, its README's example. reach: ours.
+    """
+    model = EnsembleModelConfig(ends=ends)
     branch = BranchConfig(rows=50_000, every=1000, keep=5, length=5)
-    if version == "mopo":
-        return DynaConfig(model=model, branch=branch, penalty=0.5, policy_lr=1e-4, refit_every=refit_every)
-    if version == "ravl":
-        value = CriticsConfig(members=10, units=WIDE, diversity=1.0)
-        policy = PolicyConfig(units=WIDE)
-        return DynaConfig(model=model, branch=branch, value=value, policy=policy, refit_every=refit_every)
-    return DynaConfig(
-        model=model, branch=branch, value=CriticsConfig(norm="layer"), reach=ReachConfig(detector="knn"),
-        refit_every=refit_every,
-    )
+    shared: dict[str, Any] = {"model": model, "branch": branch, "refit_every": refit_every}
+    changes: dict[Dreaming, dict[str, Any]] = {
+        "mbpo": {"branch": BranchConfig(rows=10_000, every=1000, keep=2, length=1)},
+        "mopo": {"model": replace(model, uncertainty="max_aleatoric"), "penalty": 0.5, "policy_lr": 1e-4},
+        "morel": {
+            "model": replace(
+                model, members=4, elites=4, units=(512, 512), activation="relu", decays=(), max_rounds=25,
+                uncertainty="max_pairwise", noise="mean",
+            ),
+            "branch": BranchConfig(rows=2_000, every=1000, keep=5, length=100), "halt": HaltConfig(coefficient=3.0),
+        },
+        "combo": {
+            "rule": SoftConfig(backup="plain"), "conservatism": ConservatismConfig(weight=0.5), "real_ratio": 0.5,
+            "value": CriticsConfig(units=WIDE), "policy": PolicyConfig(units=WIDE), "policy_lr": 1e-4,
+        },
+        "rambo": {
+            "branch": replace(branch, every=250), "adversary": AdversaryConfig(every=1000), "real_ratio": 0.5,
+            "standardise": True, "clone_first": 50_000, "policy_lr": 1e-4, "refit_every": 0,
+        },
+        "mobile": {
+            "model": replace(model, max_rounds=30), "inconsistency": InconsistencyConfig(weight=0.5),
+            "rule": SoftConfig(backup="plain", temperature=TemperatureConfig(highest=1.0)), "policy_lr": 1e-4,
+            "policy_lr_ends": 3_000_000,
+        },
+        "leq": {
+            "rule": LEQConfig(), "value": CriticsConfig(members=1, units=WIDE, norm="layer"),
+            "policy": PolicyConfig(units=WIDE), "batch_size": 512, "real_ratio": 0.5, "discount": 0.997, "lr": 1e-4,
+            "policy_lr": 3e-5, "policy_lr_ends": 1_000_000, "standardise": True,
+        },
+        "ravl": {
+            "value": CriticsConfig(members=10, units=WIDE, diversity=1.0), "policy": PolicyConfig(units=WIDE),
+        },
+        "reach": {"value": CriticsConfig(norm="layer"), "reach": ReachConfig(detector="knn")},
+    }
+    return DynaConfig(**(shared | changes[version]))
 
 
 def dyna(env: str = "Pendulum-v1", version: Version = "mbpo") -> Run:
-    """Gymnasium from state by MBPO, or by its kin: SAC, REDQ, EDAC, MOPO, RAVL, reach."""
+    """Gymnasium from state by MBPO, by its offline kin, or without dreams (docs/offline.md has the table)."""
     ends: Ends = ENDS.get(env.partition("-")[0], "never")
     # an update sees 32 x 8 steps: 10 updates a decision
     return Run(
@@ -70,5 +133,3 @@ def dyna(env: str = "Pendulum-v1", version: Version = "mbpo") -> Run:
         ),
         published="nobody's at this length: MBPO's curves are of MuJoCo tasks (Janner et al. 2019, figure 2)",
     )
-
-

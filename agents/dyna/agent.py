@@ -295,10 +295,11 @@ class Dyna:
         """Before the first update: measure the features, and clone, where either is asked for."""
         found: dict[str, Tensor] = {}
         if self.config.standardise:
-            for name, part in self.modules.items():
-                for module in part.modules() if name in ("actor", "rule", "value") else ():
+            x = self.seen.at(slice(0, len(self.seen))).x
+            for part in (self.actor, self.rule, self.value):
+                for module in cast(nn.Module, part).modules():
                     if isinstance(module, Standardise):
-                        module.measure(self.seen.x[: len(self.seen)])
+                        module.measure(x)
         for _ in range(self.config.clone_first):
             data = self.seen.draw(self.config.batch_size)
             error = losses.cloning_error(action=self.actor(data.x).sample(), done=data.action).mean()
@@ -312,11 +313,10 @@ class Dyna:
     @torch.no_grad()
     def measure_doubt(self) -> dict[str, Tensor]:
         """How unsure the model is of the data, which decides where dreams halt."""
-        doubt = [
-            self.model.disagreement(self._placed(part.x), part.action)
-            for part in (self.seen.at(slice(at, at + 4096)) for at in range(0, len(self.seen), 4096))
-        ]
-        self.halt.measure(torch.cat(doubt)[: len(self.seen)], self.seen.reward[: len(self.seen)])
+        held = self.seen.at(slice(0, len(self.seen)))
+        parts = zip(held.x.split(4096), held.action.split(4096))
+        doubt = [self.model.disagreement(self._placed(x), action) for x, action in parts]
+        self.halt.measure(torch.cat(doubt), held.reward)
         return {"halt/threshold": self.halt.threshold.clone(), "halt/price": self.halt.price.clone()}
 
     @torch.no_grad()

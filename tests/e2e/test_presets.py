@@ -60,9 +60,14 @@ CASES = [
     f"drama {NANO} {SHORT} --replay.windows 3 --replay.window 2",
     *[f"dyna --version {version} --agent.first 4 --agent.policy.units 8 --agent.value.units 8{dreams}"
       for version, dreams in [
-          *((name, "") for name in ("sac", "redq", "edac")),
+          *((name, "") for name in ("sac", "redq", "edac", "bc", "td3bc", "iql", "cql")),
           *((name, " --agent.branch.rows 16 --agent.model.max-rounds 1 --agent.model.units 8") for name in
-            ("mbpo", "mopo", "ravl", "reach")),
+            ("mbpo", "mopo", "combo", "mobile", "ravl", "reach")),
+          ("morel", " --agent.branch.rows 16 --agent.model.max-rounds 1 --agent.model.units 8 --agent.branch.length 4"),
+          ("rambo", " --agent.branch.rows 16 --agent.model.max-rounds 1 --agent.model.units 8 --agent.clone-first 2 "
+                    "--agent.adversary.every 2 --agent.adversary.steps 3 --agent.adversary.rows 8"),
+          ("leq", " --agent.branch.rows 16 --agent.model.max-rounds 1 --agent.model.units 8 --agent.batch-size 32 "
+                  "--agent.rule.horizon 2"),
       ]],
     "dreamer_plans.toys --agent.collect.simulations 2 --agent.evaluate.simulations 2",
     "dreamer_plans.toys --task glide --objective barlow --plan evaluate --agent.evaluate.samples 8 "
@@ -108,7 +113,7 @@ def lived(run: Run, run_dir: Path) -> None:
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = {name: x for row in rows for name, x in row.items() if name.startswith("loss/")}
     assert {"loss/total", "loss/policy", "loss/value"} <= losses.keys()
-    assert {"loss/dyn", "loss/consistency", "loss/temperature"} & losses.keys()
+    assert {"loss/dyn", "loss/consistency", "loss/reach"} & losses.keys()
     assert all(math.isfinite(x) for x in losses.values())
     assert max(row.get("update/skipped", 0) for row in rows) == 0
     loaded = runs.load(run_dir, device="cpu")
