@@ -28,6 +28,11 @@ PARSED = {
     "list": arguments.ListOptions, "check": arguments.CheckOptions, "doctor": arguments.DoctorOptions,
 }
 
+DATA = {
+    "inspect": arguments.InspectOptions, "convert": arguments.ConvertOptions, "collect": arguments.CollectOptions,
+    "mix": arguments.MixOptions,
+}
+
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """Every fenced block of a page: its kind and its text."""
@@ -62,6 +67,8 @@ def parse(words: list[str]) -> None:
     assert command in COMMANDS, f"there is no command {command}"
     if command in PARSED:
         options.parse(PARSED[command], rest, prog=command)
+    elif command == "data":
+        options.parse(DATA[rest[0]], rest[1:], prog=command)
     elif command == "resume":
         run = presets.find_preset(presets.DEFAULT).build({})
         presets.override(run, rest[1:], arguments.ResumeOptions(), prog=command)

@@ -51,6 +51,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "models": FOUNDATION | {"models", "nn", "distributions", "kernels"},
     "planning": FOUNDATION | {"planning", "rollout", "uncertainty", "returns"},
     "envs": FOUNDATION | {"envs"},
+    "data": frozenset({"specs", "errors", "data"}),
     "replay": FOUNDATION | {"replay"},
     "train": FOUNDATION | {"train"},
     "check": FOUNDATION | {"check", "envs", "presets"},
@@ -61,7 +62,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     | {"published"},
     "config": FOUNDATION | {"replay", "train"},
     "options": frozenset({"errors"}),
-    "arguments": frozenset(),
+    "arguments": frozenset({"data"}),
     "presets": frozenset({"errors", "config", "options"}),
     "listing": frozenset({"presets"}),
     "doctor": FOUNDATION | {"envs", "kernels", "replay"},
@@ -72,10 +73,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     "report": FOUNDATION | {"", "report", "config", "published", "train"},
     "runs": FOUNDATION | {"config", "envs", "replay", "train", "trained"},
     "cli": FOUNDATION
-    | {"", "arguments", "bench", "check", "config", "doctor", "export", "info", "listing", "options", "presets"}
-    | {"report", "runs", "sweep", "train"},
+    | {"", "arguments", "bench", "check", "config", "datasets", "doctor", "export", "info", "listing", "options"}
+    | {"presets", "report", "runs", "sweep", "train"},
     "bench": FOUNDATION
     | {"bench", "kernels", "nn", "config", "runs", "envs", "replay", "train", "planning", "presets", "report"},
+    "collect": FOUNDATION | {"config", "data", "envs", "replay", "runs"},
+    "datasets": frozenset({"errors", "arguments", "collect", "data", "envs", "options", "presets"}),
     "__main__": frozenset({"cli"}),
     "dreams": FOUNDATION | {"replay", "runs", "train", "trained"},
     "export": FOUNDATION | {"config", "runs", "train", "trained"},
@@ -85,7 +88,7 @@ ALLOWED: dict[str, frozenset[str]] = {
 
 TORCH_FREE = (
     "specs", "errors", "options", "arguments", "presets", "listing", "cli", "config", "__main__", "envs", "published",
-    "",
+    "data", "datasets", "",
 )
 """Rooms that do not import torch when they are imported; envs/pool.py, the parent's side of a pool, may."""
 
@@ -167,7 +170,7 @@ def test_kernels_import_torch_and_triton_alone(source: Path) -> None:
         assert top in {"torch", "triton", "worldmodel"} or top in sys.stdlib_module_names or comparison, name
 
 
-@pytest.mark.parametrize("package", ["mamba_ssm", "ale_py", "minari", "wandb", "onnxruntime"])
+@pytest.mark.parametrize("package", ["mamba_ssm", "ale_py", "minari", "h5py", "wandb", "onnxruntime"])
 def test_optional_packages_are_imported_in_one_file_and_lazily(package: str) -> None:
     users = []
     for path in SOURCES:

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from worldmodel.data.episodes import ReadOptions
+
 RunFolder = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
 
 
@@ -288,3 +290,79 @@ class DoctorOptions:
 
     json: bool = False
     """Print JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(ReadOptions):
+    """Read a dataset from its first episode to its last, check everything, and say what it holds."""
+
+    path: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="PATH")]]
+    """A file or folder; FORMAT:PATH where its kind is not clear."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(ReadOptions):
+    """Write a dataset in another format."""
+
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
+    """A file or folder; FORMAT:PATH where its kind is not clear."""
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DST")]]
+    """The new file (d4rl) or folder (minari, dreamer)."""
+    format: str = "minari"
+    """minari, d4rl or dreamer; or another of worldmodel/data/formats that can be written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixOptions:
+    """Write a dataset of whole episodes of several, in shares of transitions, none of them twice."""
+
+    words: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH:SHARE... OUT")]]
+    """Datasets with their shares, and the new one."""
+    format: str = "minari"
+    """As of convert."""
+    steps: int = 0
+    """Transitions in all; 0: as many as go without drawing one twice."""
+    seed: int = 0
+    """Of the choice of episodes."""
+
+    def __post_init__(self) -> None:
+        if len(self.words) < 2:
+            raise ValueError("mix takes datasets and the new one: A:0.5 B:0.5 OUT")
+        if self.steps < 0 or self.seed < 0:
+            raise ValueError(f"--steps and --seed must not be negative, got {self.steps} and {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """Write a dataset of one's own: played by a trained agent or by a policy, or what the replay of a run holds."""
+
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
+    """The new file (d4rl) or folder (minari, dreamer)."""
+    run: str = ""
+    """A run folder, or one checkpoint in it: its agent plays."""
+    replay: str = ""
+    """A run folder: what the replay of its newest checkpoint holds is written as it is."""
+    policy: str = "random"
+    """Without --run or --replay: random, or FILE:NAME of a function (obs, rng) -> action, in [-1, 1] or one-hot."""
+    env: str = ""
+    """For --policy: a Gymnasium id, or a preset and its options in quotes ("dmc.vision --task walker_walk")."""
+    episodes: int = 100
+    """To play."""
+    sampled: bool = False
+    """--run: actions are samples of the policy, not its mode."""
+    seed: int = 0
+    """Of environments and actions."""
+    format: str = "minari"
+    """As of convert."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """--run: "auto" takes the GPU where there is one."""
+    allow: tuple[str, ...] = ()
+    """Modules or files outside of worldmodel that the run's configuration may use; they are imported."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.seed < 0:
+            raise ValueError(f"--episodes must be positive and --seed not negative, got {self.episodes}, {self.seed}")
+        if bool(self.run) + bool(self.replay) + bool(self.env) != 1:
+            raise ValueError("give one of --run RUN, --replay RUN, or --env ENV with a --policy")

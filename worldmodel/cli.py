@@ -49,6 +49,7 @@ World models learned from pixels, and the agents that learn inside them.
   export RUN       write a trained agent as programs that run without worldmodel
   bench PART       milliseconds of updates, environments, replay, acting, kernels
   info [PRESET]    what a run would be: configuration, parameters, memory, updates
+  data VERB        inspect, convert, collect and mix datasets, to learn from offline
   report RUN...    curves, statistics and dreams of runs, beside published scores
   list [KIND]      presets, envs, cores, objectives, planners
   check FILE:NAME  whether your own world model, core, objective, value learner or environment keeps its promises
@@ -302,6 +303,19 @@ def _bench_reach(argv: list[str]) -> int:
     return 0 if reach.passed(found) else 1
 
 
+def data(argv: list[str]) -> int:
+    """``worldmodel data inspect|convert|collect|mix ...``."""
+    from worldmodel import datasets
+
+    if not argv or argv[0] in options.HELP:
+        print(datasets.USAGE)
+        return 0
+    if argv[0] not in datasets.VERBS:
+        raise UserError(unknown("data command", argv[0], datasets.VERBS))
+    print(datasets.VERBS[argv[0]](argv[1:], _note))
+    return 0
+
+
 def report(argv: list[str]) -> int:
     """``worldmodel report RUN... [--out DIR]``."""
     asked = options.parse(ReportOptions, argv, prog="worldmodel report")
@@ -397,7 +411,7 @@ def doctor(argv: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train, "sweep": sweep, "resume": resume, "eval": evaluate, "export": export, "bench": bench, "info": info,
-    "report": report, "list": list_, "check": check, "doctor": doctor,
+    "data": data, "report": report, "list": list_, "check": check, "doctor": doctor,
 }
 
 _BENCH = """usage: worldmodel bench PART [PRESET] [--json FILE] [--OPTION VALUE ...]

@@ -23,6 +23,10 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, foreign, or does not fit the run that asks for it."""
 
 
+class DataError(UserError):
+    """A dataset that is missing, broken, or of another form than what asks for it; names file, key and episode."""
+
+
 class StorageError(UserError):
     """A disk that is full, read-only or gone. The command line exits with code 75 (try again later)."""
 

@@ -215,6 +215,19 @@ class RingReplay:
         )
         return self._gather(draw.index, None, window.length)
 
+    def read(self, first: int, last: int, *, env: int | None = None) -> Batch:
+        """(N, last - first, ...) the steps [first, last) of every environment, or (1, ...) of one, in their order. Of
+        the oldest step that is held, ``prev_action`` and context are its own.
+
+        Raises: ValueError where not all of them are held.
+        """
+        window = self.window
+        if not window.low <= first < last <= window.total:
+            raise ValueError(f"replay holds steps [{window.low}, {window.total}), asked for [{first}, {last})")
+        envs = torch.arange(self.num_envs) if env is None else torch.tensor([env])
+        index = torch.stack([envs, torch.full_like(envs, first)], 1).to(self.storage.device)
+        return self._gather(index, None, last - first)
+
     def _take_fresh(self, window: Window) -> list[tuple[int, int]]:
         while self._fresh and self._fresh[0][1] < window.first:
             self._fresh.popleft()
@@ -224,8 +237,8 @@ class RingReplay:
         store = self.storage
         steps = self._arange if length is None else torch.arange(length + 1, device=self._arange.device)
         length = length or self.config.length
-        # (B, T+1), the context first
-        slot = (index[:, 1:] - 1 + steps) % store.slots
+        # (B, T+1), the context first; read() alone may ask for the oldest step, which has none
+        slot = (index[:, 1:] - 1 + steps).clamp(min=self.window.low) % store.slots
         rows = index[:, :1] * store.slots + slot
         before, body, lead = rows[:, 0].contiguous(), rows[:, 1:].flatten(), (index.shape[0], length)
 
