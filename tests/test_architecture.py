@@ -52,7 +52,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "planning": FOUNDATION | {"planning", "rollout", "uncertainty", "returns"},
     "envs": FOUNDATION | {"envs"},
     "data": frozenset({"specs", "errors", "data"}),
-    "replay": FOUNDATION | {"replay"},
+    "replay": FOUNDATION | {"data", "replay"},
     "train": FOUNDATION | {"train"},
     "check": FOUNDATION | {"check", "envs", "presets"},
     "agents": FOUNDATION
@@ -71,7 +71,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "published": frozenset({"errors"}),
     "sweep": frozenset({"errors", "arguments", "sweep", "config", "presets", "train"}),
     "report": FOUNDATION | {"", "report", "config", "published", "train"},
-    "runs": FOUNDATION | {"config", "envs", "replay", "train", "trained"},
+    "runs": FOUNDATION | {"config", "data", "envs", "replay", "train", "trained"},
     "cli": FOUNDATION
     | {"", "arguments", "bench", "check", "config", "datasets", "doctor", "export", "info", "listing", "options"}
     | {"presets", "report", "runs", "sweep", "train"},

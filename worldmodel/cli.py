@@ -466,8 +466,9 @@ def _finish(summary: Summary, folder: Path, run: Run) -> int:
     except (StorageError, OSError, ValueError) as error:  # the run itself is done and saved
         _note(f"worldmodel: no learning curve: {error}")
     scores = ", ".join(f"{s.mean:.4g} {'by mode' if how == 'mode' else how}" for how, s in summary.scores.items())
+    lived = "" if run.is_offline else f"{summary.env_steps:,} decisions, "
     print(
-        f"\n{summary.env_steps:,} decisions, {summary.updates:,} updates, {summary.seconds:.0f} s"
+        f"\n{lived}{summary.updates:,} updates, {summary.seconds:.0f} s"
         + (f"; return {scores}" if scores else "")
     )
     for name, path in newest(folder).items():

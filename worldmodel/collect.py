@@ -83,6 +83,8 @@ def remembered(
     """
     loaded = runs.load(run_dir, device="cpu", say=say, allow=allow)
     run: Run = loaded.run
+    if run.is_offline:
+        raise UserError(f"{run_dir} learned from {run.data} and has lived nothing; convert that instead")
     header = _header(run.env, loaded.spec)
     replay = make_replay(
         run.replay, loaded.spec, loaded.agent.memory_spec, run.train.num_envs, device=torch.device("cpu"), seed=run.seed

@@ -35,6 +35,11 @@ class Run:
     """An AgentConfig: ``build(spec, device) -> Agent``."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    data: str = ""
+    """A dataset to learn from: a path, or FORMAT:PATH (docs/data.md). Without an environment being stepped, or beside
+    what is lived, by ``replay.data_fraction``; empty for none."""
+    init: str = ""
+    """A run folder, or one checkpoint in it, whose agent this one begins as; empty to begin with nothing learned."""
     seed: int = 0
     """Seeds environments, networks, exploration and replay."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -45,13 +50,22 @@ class Run:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.data and not self.replay.data_fraction:
+            raise ValueError("replay.data_fraction is 0, so that nothing would be learned from --data; leave one away")
+        if self.is_offline and self.train.min_updates:
+            raise ValueError("train.min_updates is of runs that step environments; offline, train.steps counts updates")
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether everything is learned from data, and no environment is stepped but to evaluate."""
+        return bool(self.data) and self.replay.data_fraction == 1
 
 
 RESUMABLE = frozenset({
     "train.steps", "train.stop_at_return", "train.eval_every", "train.eval_episodes", "train.eval_envs",
     "train.log_every", "train.log_steps", "train.checkpoint_every", "train.checkpoint_steps",
     "train.keep_checkpoints", "train.max_bad_updates", "train.compile", "train.threads", "train.wandb",
-    "replay.memory_budget", "device", "published",
+    "replay.memory_budget", "device", "published", "data",
     "agent.extrinsic", "agent.intrinsic", "train.min_updates",
 })
 """What a resume may change; everything else decides what is learned, and stays. The last line is for a second phase:

@@ -333,6 +333,29 @@ class Compiles(Protocol):
     """What steps consist of besides backward passes: each traceable as one graph."""
 
 
+@runtime_checkable
+class Holds(Protocol):
+    """An agent that keeps what was lived itself, and learns from that instead of from batches that are drawn for it."""
+
+    capacity: int
+    """Transitions that it keeps; older ones go."""
+
+    def hold(self, batch: Batch) -> None:
+        """Take in (N, T, ...) steps of N environments that follow each other: every transition of a run or of data is
+        given once, in its order."""
+        ...
+
+
+@runtime_checkable
+class Adopts(Protocol):
+    """An agent with a part of its state that another run must not take over, such as transitions that it holds."""
+
+    def adopt(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what was learned from the ``state_dict`` of an agent of the same parts: weights, optimisers,
+        normalisers. Raises KeyError or RuntimeError where its parts are others."""
+        ...
+
+
 class EnvPool(Protocol):
     """N environments stepped together. After ``is_last`` the next ``step`` ignores that row's action and returns the
     first observation of a new episode (reward 0, ``is_first``): final observations are never lost."""
@@ -382,6 +405,10 @@ class Replay(Protocol):
     def sample(self) -> Batch: ...
     def peek(self, *, rows: int | None = None, length: int | None = None) -> Batch:
         """A batch for looking: uniform, and it disturbs neither random stream nor queue."""
+        ...
+
+    def read(self, first: int, last: int) -> Batch:
+        """(N, last - first, ...) steps of every environment, in their order: [first, last) of those ever added."""
         ...
 
     def write_back(self, batch: Batch, update: Update) -> None:

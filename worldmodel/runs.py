@@ -9,6 +9,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,24 @@ import torch
 
 from worldmodel import config as configs
 from worldmodel.config import Run
+from worldmodel.data.formats import absolute, open_dataset
 from worldmodel.envs.pool import make_pool
 from worldmodel.errors import DivergenceError, EnvError, StorageError, UserError
-from worldmodel.protocols import Agent, EnvPool
-from worldmodel.replay.ring import make_replay
+from worldmodel.protocols import Agent, EnvPool, Replay
+from worldmodel.replay.config import ReplayConfig
+from worldmodel.replay.mixed import MixedReplay, split
+from worldmodel.replay.offline import fill_replay
+from worldmodel.replay.ring import RingReplay, make_replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.compile import Mode, accelerate
 from worldmodel.train.display import Display
 from worldmodel.train.distributed import Alone, Place, begin_alike, follow, join
 from worldmodel.train.evaluate import Evaluator, Scores
 from worldmodel.train.evaluate import evaluate as evaluate_agent
+from worldmodel.train.hold import hold_all
 from worldmodel.train.lock import RunLock
 from worldmodel.train.log import BEGINNING, Logger
-from worldmodel.train.loop import Output, Summary, Trainer, restore_agent
+from worldmodel.train.loop import Output, Summary, Trainer, adopt_agent, restore_agent
 from worldmodel.train.manifest import provenance
 from worldmodel.train.memory import keep_freed_memory
 from worldmodel.train.restore import MANIFEST
@@ -52,6 +58,7 @@ def start(
     Raises: UserError when the folder holds anything else.
     """
     run_dir = Path(run_dir)
+    run = replace(run, data=absolute(run.data), init=str(Path(run.init).resolve()) if run.init else "")
     if (place := Place.find()) and place.rank:
         return _follow(run, place)
     again = _may_begin_again(run_dir, run)
@@ -118,11 +125,9 @@ def load(
     Raises: UserError, CheckpointError, EnvError.
     """
     path = Path(path)
-    is_checkpoint = (path / MANIFEST).is_file()
-    run_dir = path.resolve().parent.parent if is_checkpoint else path
+    run_dir = path.resolve().parent.parent if (path / MANIFEST).is_file() else path
     run = change(read_run(run_dir, allow=allow))
-    checkpoints = _checkpoints(run_dir)
-    checkpoint = checkpoints.open(path) if is_checkpoint else checkpoints.latest(on_skip=say)
+    checkpoint = _source(path, say)
     env = run.env.build(0)
     try:
         spec = env.spec
@@ -274,16 +279,20 @@ def _train(
         logger = stack.enter_context(
             contextlib.closing(Logger(run_dir, wandb=run.train.wandb, config=document, warn=display.message))
         )
+        # offline it is there for its spec alone
+        count, kind = (1, "serial") if run.is_offline else (run.train.num_envs, run.train.pool)
         pool: EnvPool = stack.enter_context(
-            contextlib.closing(make_pool(run.env, run.train.num_envs, kind=run.train.pool, on_event=display.message))
+            contextlib.closing(make_pool(run.env, count, kind=kind, on_event=display.message))
         )
         agent = run.agent.build(pool.spec, device=device, seed=run.seed)
         if not run.train.threads and device.type == "cpu":
             threads = _tune_threads(run, agent, pool, threads, checkpoint)
         compiled = accelerate(agent, mode, device)
-        replay = make_replay(
-            run.replay, pool.spec, agent.memory_spec, pool.num_envs, device=device, seed=run.seed,
-        )
+        if checkpoint is None and run.init:
+            adopt_agent(agent, _source(Path(run.init), display.message))
+        replay, data = _make_replay(run, pool, agent, device, run_dir)
+        if checkpoint is None and data is not None:
+            hold_all(agent, data)
         eval_envs = min(run.train.eval_envs, run.train.eval_episodes)
         evaluator = Evaluator(
             make_pool=lambda: make_pool(run.env, eval_envs, on_event=display.message),
@@ -301,6 +310,7 @@ def _train(
             output=Output(logger=logger, display=display, checkpoints=checkpoints, meta=meta),
             config=run.train, batch_steps=run.replay.batch_size * run.replay.length, seed=run.seed,
             interrupted=stack.enter_context(GracefulExit()), crew=crew,
+            offline=run.is_offline,
         )
         if again:
             logger.rewind(BEGINNING)
@@ -321,6 +331,31 @@ def _train(
             raise DivergenceError(f"{error}; {trainer.dump()}") from error
 
 
+def _make_replay(
+    run: Run, pool: EnvPool, agent: Agent[Any], device: torch.device, run_dir: Path
+) -> tuple[Replay, RingReplay | None]:
+    """What is learned from, and the part of it that is data."""
+    def lived(config: ReplayConfig) -> RingReplay:
+        return make_replay(
+            config, pool.spec, agent.memory_spec, pool.num_envs, device=device, seed=run.seed, scratch=run_dir
+        )
+
+    if not run.data:
+        return lived(run.replay), None
+    mine, theirs = (run.replay, None) if run.is_offline else split(run.replay)
+    data = fill_replay(
+        open_dataset(run.data), mine, pool.spec, agent.memory_spec, device=device, seed=run.seed, scratch=run_dir
+    )
+    return (data if theirs is None else MixedReplay(data, lived(theirs))), data
+
+
+def _source(path: Path, say: Say) -> Checkpoint:
+    """The newest valid checkpoint of a run folder, or the one that ``path`` is."""
+    is_checkpoint = (path / MANIFEST).is_file()
+    checkpoints = _checkpoints(path.resolve().parent.parent if is_checkpoint else path)
+    return checkpoints.open(path) if is_checkpoint else checkpoints.latest(on_skip=say)
+
+
 def _mode(run: Run, place: Place | None, device: torch.device) -> Mode:
     """How updates run; where processes share batches, plainly, and each on the GPU of its number."""
     if place is None:
@@ -330,6 +365,8 @@ def _mode(run: Run, place: Place | None, device: torch.device) -> Mode:
             f"--train.compile {run.train.compile} does not go together with several processes (WORLD_SIZE="
             f"{place.size}) yet; use --train.compile eager"
         )
+    if run.data or run.init:
+        raise UserError("--data and --init do not go together with several processes yet; use one process")
     if run.train.min_updates:
         raise UserError(
             f"--train.min-updates {run.train.min_updates} does not go together with several processes (WORLD_SIZE="

@@ -205,7 +205,7 @@ class Dyna:
             actor=self.actor, value=self.value, judge=self._judge, model=self.model, place=self._placed,
             discount=config.discount, real=config.real,
         )
-        self.updates = 0
+        self.updates, self.told = 0, False
         self.skipped = Skipped(device)
         self._turn, self._pace = (torch.ones((), device=device, dtype=kind) for kind in (torch.bool, torch.float32))
         self.streams = {"learn": Stream(seed=seed * 1000 + 1, device=device)}
@@ -238,11 +238,24 @@ class Dyna:
 
     # Learning
 
+    @property
+    def capacity(self) -> int:
+        return self.config.recent
+
+    @torch.no_grad()
+    def hold(self, batch: Batch) -> None:
+        """Take in transitions that are all new; from the first time on, none is taken from what ``learn`` is given."""
+        self.told = True
+        data, real = flatten(batch, read_vectors(batch.obs, self.axes))
+        mark = marks(batch.index, batch.reward.shape[1], self.config.holdout, len(real)).to(real.device)
+        self.seen.add(tree.index(data, real), mark[real])
+
     def learn(self, batch: Batch) -> Update:
-        """Take in what is given, fit and dream where it is time, and update everything once. Until ``first``
-        transitions were seen, it only takes in."""
+        """Fit and dream where it is time, and update everything once, as soon as ``first`` transitions were seen. Who
+        was never told to ``hold`` any takes in what is given."""
         with self.streams["learn"]:
-            self.absorb(batch)
+            if not self.told:
+                self.absorb(batch)
             if self.seen.total < min(self.config.first, self.config.recent):
                 return Update(metrics={}, memory={})
             metrics = self.prepare()
@@ -287,7 +300,7 @@ class Dyna:
         if self.adversary is not None and self.updates and self.updates % c.adversary.every == 0:
             changed = self.adversary.round(self.learner, self.seen.draw)
             found |= {f"adversary/{name}": x for name, x in changed.items()}
-        if self.updates % c.branch.every == 0:
+        if self.updates % c.branch.every == 0 or not len(self.dreams):
             found |= self.dream(c.branch.at(self.updates))
         return found
 
@@ -449,7 +462,9 @@ class Dyna:
             model=self.modules.state_dict(), seen=self.seen.state_dict(), dreams=self.dreams.state_dict(),
             optim=self.optimizer.state_dict(), rng={"learn": self.streams["learn"].state},
             adversary={} if self.adversary is None else self.adversary.optimizer.state_dict(),
-            count={"updates": torch.tensor(self.updates), **self.skipped.state_dict()},
+            count={
+                "updates": torch.tensor(self.updates), "told": torch.tensor(self.told), **self.skipped.state_dict(),
+            },
         )
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -464,7 +479,15 @@ class Dyna:
             self.adversary.optimizer.load_state_dict(groups["adversary"])
         self.streams["learn"] = Stream(state=groups["rng"]["learn"].clone(), device=self.device)
         self.skipped.load_state_dict(groups["count"])
-        self.updates = int(groups["count"]["updates"])
+        self.updates, self.told = int(groups["count"]["updates"]), bool(groups["count"]["told"])
+
+    def adopt(self, state: Mapping[str, Tensor]) -> None:
+        """Everything but transitions, real or dreamed, and random numbers: the model is not fitted again until it is
+        time, and what features are standardised by stays."""
+        groups, mine = parted(state), parted(self.state_dict())
+        groups |= {group: mine[group] for group in ("seen", "dreams", "rng")}
+        groups["count"]["told"] = mine["count"]["told"]
+        self.load_state_dict(joined(**groups))
 
 
 def _mean_where(x: Tensor, mask: Tensor) -> Tensor:

@@ -40,8 +40,13 @@ class ReplayConfig:
     """Start positions held before the first batch is drawn; 0: batch_size x length."""
     memory_budget: float = 0.5
     """Hard cap: the share of the free memory of the device that holds it that may be taken at full capacity."""
-    device: Literal["auto", "host", "learner"] = "auto"
-    """Where storage lives: host memory, or the learner's device; "auto" takes the learner's where the budget allows."""
+    device: Literal["auto", "host", "learner", "disk"] = "auto"
+    """Where storage lives: host memory, the learner's device, or files in the run folder that are mapped into memory
+    and go with the process; "auto" takes the learner's where the budget allows, and files for data that is larger than
+    memory."""
+    data_fraction: float = 1.0
+    """Share of a batch's sequences that are drawn from --data, where it is given; 1: nothing is learned from elsewhere,
+    and no environment is stepped (offline)."""
 
     def __post_init__(self) -> None:
         check_range(self, 1, "batch_size")
@@ -56,6 +61,7 @@ class ReplayConfig:
             raise ValueError(f"window must be in [1, length={self.length}], got {self.window}")
         if not 0 < self.dfs_temperature < float("inf"):
             raise ValueError(f"dfs_temperature must be finite and positive, got {self.dfs_temperature}")
+        check_range(self, 0, "data_fraction", high=1)
         check_range(self, 0, "priority_exponent", "importance_exponent", "min_starts")
         if not 0 < self.memory_budget <= 1:
             raise ValueError(f"memory_budget must be in (0, 1], got {self.memory_budget}")

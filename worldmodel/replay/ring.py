@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,6 +30,7 @@ def make_replay(
     *,
     device: torch.device,
     seed: int,
+    scratch: Path | None = None,
 ) -> RingReplay:
     """Plan the bytes, choose where they live, and make an empty buffer.
 
@@ -36,13 +38,14 @@ def make_replay(
         memory_spec: what the agent keeps beside each step (``Agent.memory_spec``); {} for nothing.
         device: the learner's device, where batches are delivered.
         seed: of the sampler's random numbers.
+        scratch: a folder for steps, where ``config.device`` is "disk"; the system's own where there is none.
 
     Raises:
         UserError: the capacity does not fit the memory budget, or holds no sequence.
     """
     per_step = bytes_per_step(spec, memory_spec, config.sampler)
     home = choose_device(config, per_step, num_envs, device)
-    return RingReplay(config, spec, memory_spec, num_envs, home=home, device=device, seed=seed)
+    return RingReplay(config, spec, memory_spec, num_envs, home=home, device=device, seed=seed, scratch=scratch)
 
 
 class RingReplay:
@@ -62,14 +65,18 @@ class RingReplay:
         home: torch.device,
         device: torch.device,
         seed: int,
+        scratch: Path | None = None,
+        prefix: str = "",
     ) -> None:
+        """Args: prefix of the names of files that :meth:`save` writes."""
         self.config, self.num_envs, self.device = config, num_envs, device
         self._action = spec.action
         slots = slots_per_env(config, num_envs)
-        self.storage = Storage(columns(spec, memory_spec), num_envs, slots, home)
+        folder = (scratch or Path(tempfile.gettempdir())) if config.device == "disk" else None
+        self.storage = Storage(columns(spec, memory_spec), num_envs, slots, home, folder=folder)
         self._sampler: Sampler = make_sampler(config, num_envs, slots, home)
         self._bytes_per_step = bytes_per_step(spec, memory_spec, config.sampler)
-        self._segments = Segments(self.storage, fingerprint(spec, self.storage))
+        self._segments = Segments(self.storage, fingerprint(spec, self.storage), prefix=prefix)
         self._obs_keys = [f"obs/{key}" for key in spec.obs]
         self._memory_keys = [f"memory/{key}" for key in sorted(memory_spec)]
         self._rng = np.random.default_rng(seed)
@@ -121,6 +128,37 @@ class RingReplay:
         self._put_action(action, step.is_last, slot)
         self._sampler.added(slot)
         self._count += 1
+        self._queue_fresh()
+
+    def extend(self, batch: Batch) -> None:
+        """Append (N, T, ...) steps of all environments at once, as T calls of :meth:`add` without memory would.
+
+        Raises: ValueError where there are more than fit, or keys, shapes and types differ from the spec.
+        """
+        length = batch.reward.shape[1]
+        if batch.reward.shape[0] != self.num_envs or length > self.storage.slots:
+            wanted = (self.num_envs, f"at most {self.storage.slots}")
+            raise ValueError(f"steps to append must be {wanted}, got {tuple(batch.reward.shape)}")
+        if self._count and bool(batch.is_first[:, 0].any()):
+            self._end_episodes((self._count - 1) % self.storage.slots, batch.is_first[:, 0])
+        rows = self.storage.rows(self._count, self._count + length)
+        action = batch.action.float().masked_fill(batch.is_last[..., None], 0)
+        if self._action.kind == "discrete":
+            nothing = ~action.any(-1)
+            action = action.argmax(-1).masked_fill_(nothing, self._action.size)
+        given = {f"obs/{key}": x for key, x in batch.obs.items()} | {
+            "action": action, "reward": batch.reward, "is_first": batch.is_first, "is_last": batch.is_last,
+            "is_terminal": batch.is_terminal,
+        }
+        if sorted([*given, *self._memory_keys]) != sorted(self.storage.columns):
+            raise ValueError(f"steps must have the observations {self._obs_keys} of the spec, got {sorted(batch.obs)}")
+        for name, column in self.storage.columns.items():
+            empty = torch.zeros((len(rows), *column.shape), dtype=column.dtype)
+            value = given[name].flatten(0, 1).to(column.dtype) if name in given else empty
+            self.storage.write(name, rows, value)
+        for at in range(length):
+            self._sampler.added((self._count + at) % self.storage.slots)
+        self._count += length
         self._queue_fresh()
 
     def _put_all(self, prefix: str, names: list[str], given: Mapping[str, Tensor], slot: int) -> None:
@@ -360,6 +398,11 @@ class RingReplay:
         sampler's numbers), written afresh. Changes nothing in the buffer. Raises OSError from the disk.
         """
         self._segments.save(folder, previous, self.window, self._sampler.per_step, self._counters())
+
+    def take_as_known(self, digest: str) -> None:
+        """The steps held now lie elsewhere, under this digest: :meth:`save` leaves them out, :meth:`load` wants them
+        here already."""
+        self._segments.known = digest
 
     def load(self, folder: Path, *, salvage: bool = False) -> int:
         """Replace all content by what ``folder`` holds; ``sample`` then goes on bit for bit.

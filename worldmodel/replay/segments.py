@@ -61,8 +61,10 @@ class Segments:
     step (k+1)*L exists too: an abandoned episode is still marked ``is_last`` when the step after it arrives.
     """
 
-    def __init__(self, storage: Storage, fingerprint: dict[str, Any]) -> None:
-        self.fingerprint = fingerprint
+    def __init__(self, storage: Storage, fingerprint: dict[str, Any], *, known: str = "", prefix: str = "") -> None:
+        """Args: known: a digest of unchanging columns that lie elsewhere and are not written; prefix of file names."""
+        self.fingerprint, self.known = fingerprint, known
+        self._main, self._prefix = f"{prefix}replay.json", prefix
         self._storage = storage
         self._span = max(1, STEPS_PER_SEGMENT // storage.num_envs)
         self._final: dict[int, dict[str, Any]] = {}
@@ -78,7 +80,7 @@ class Segments:
     ) -> None:
         """Write steps [window.low, window.total), ``per_step`` beside them, and replay.json last."""
         folder.mkdir(parents=True, exist_ok=True)
-        shared = _entries(previous)
+        shared = _entries(previous, self._main)
         steps, memory = [], []
         fixed = [name for name in self._storage.columns if not name.startswith("memory/")]
         changing = [name for name in self._storage.columns if name.startswith("memory/")]
@@ -86,20 +88,22 @@ class Segments:
             first, last = max(k * self._span, window.low), min((k + 1) * self._span, window.total)
             rows = self._storage.rows(first, last)
             entry = self._final.get(k)
-            if entry is None or shared.get(entry["file"]) != entry or not _share(folder, previous, entry):
-                columns = {name: self._storage.read(name, rows, torch.device("cpu")) for name in fixed}
-                entry = _write(folder / f"steps-{k:08d}.safetensors", columns, first, last)
-                if window.total > (k + 1) * self._span:
-                    self._final[k] = entry
-            steps.append(entry)
+            if not self.known:
+                if entry is None or shared.get(entry["file"]) != entry or not _share(folder, previous, entry):
+                    columns = {name: self._storage.read(name, rows, torch.device("cpu")) for name in fixed}
+                    entry = _write(folder / f"{self._prefix}steps-{k:08d}.safetensors", columns, first, last)
+                    if window.total > (k + 1) * self._span:
+                        self._final[k] = entry
+                steps.append(entry)
             columns = {name: self._storage.read(name, rows, torch.device("cpu")) for name in changing}
             columns |= {f"sampler/{name}": value.index_select(0, rows).cpu() for name, value in per_step.items()}
             if columns:
-                memory.append(_write(folder / f"memory-{k:08d}.safetensors", columns, first, last))
+                memory.append(_write(folder / f"{self._prefix}memory-{k:08d}.safetensors", columns, first, last))
         self._final = {k: entry for k, entry in self._final.items() if (k + 1) * self._span > window.low}
         saved = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
+            "known": self.known,
             "span": self._span,
             "first": window.low,
             "last": window.total,
@@ -107,7 +111,7 @@ class Segments:
             "steps": steps,
             "memory": memory,
         }
-        (folder / "replay.json").write_text(json.dumps(saved, indent=1) + "\n")
+        (folder / self._main).write_text(json.dumps(saved, indent=1) + "\n")
 
     def load(self, folder: Path, per_step: Mapping[str, Tensor], *, salvage: bool = False) -> Loaded:
         """Fill the storage and ``per_step`` from ``folder``.
@@ -118,21 +122,26 @@ class Segments:
         Raises:
             CheckpointError: missing, damaged, or not of this storage's fingerprint.
         """
-        saved = _read_json(folder / "replay.json")
+        saved = _read_json(folder / self._main)
         if saved.get("format") != FORMAT:
             raise CheckpointError(
-                f"{folder / 'replay.json'} has format {saved.get('format')!r}, but this version reads format {FORMAT}; "
+                f"{folder / self._main} has format {saved.get('format')!r}, but this version reads format {FORMAT}; "
                 "use the version of worldmodel that wrote it"
             )
         missing = sorted({"fingerprint", "span", "first", "last", "counters", "steps", "memory"} - saved.keys())
         if missing:
-            raise CheckpointError(f"{folder / 'replay.json'} is damaged: it lacks {missing}; use an older checkpoint")
+            raise CheckpointError(f"{folder / self._main} is damaged: it lacks {missing}; use an older checkpoint")
         self._check(folder, saved["fingerprint"])
-        gaps = _damaged(folder, saved) if salvage else []
+        if saved.get("known", "") != self.known:
+            raise CheckpointError(
+                f"{folder / self._main} is of a run on other data than is given here, or the data was changed; give "
+                f"--data as it was"
+            )
+        gaps = _damaged(folder, saved) if salvage and not self.known else []
         lost = sum(last - first for first, last in gaps)
         low = max(saved["first"] + lost, saved["last"] - self._storage.slots)
         self._final = {}
-        for kind in ("steps", "memory"):
+        for kind in ("memory",) if self.known else ("steps", "memory"):
             covered = saved["first"]
             needed = bool(saved[kind]) or kind == "steps" or any(n.startswith("memory/") for n in self._storage.columns)
             for entry in saved[kind]:
@@ -148,7 +157,7 @@ class Segments:
                 if kind == "steps" and is_full and not shift:
                     self._final[k] = entry
             if needed and covered < saved["last"]:
-                path = folder / "replay.json"
+                path = folder / self._main
                 raise CheckpointError(f"{path} lists no {kind} file for step {covered}; use an older checkpoint")
         seams = [s for s in (last + _lost_after(gaps, last) for _, last in gaps) if low < s < saved["last"]]
         # what lies behind a seam changes there, and is no longer what its file holds
@@ -191,12 +200,12 @@ class Segments:
                 target.index_copy_(0, rows, kept.flatten(0, 1).to(target.device))
 
 
-def _entries(previous: Path | None) -> dict[str, dict[str, Any]]:
+def _entries(previous: Path | None, main: str) -> dict[str, dict[str, Any]]:
     """The immutable files of an earlier save, by name; none where it cannot be read, since then nothing is shared."""
-    if previous is None or not (previous / "replay.json").is_file():
+    if previous is None or not (previous / main).is_file():
         return {}
     try:
-        return {entry["file"]: entry for entry in _read_json(previous / "replay.json")["steps"]}
+        return {entry["file"]: entry for entry in _read_json(previous / main)["steps"]}
     except (CheckpointError, KeyError):
         return {}
 

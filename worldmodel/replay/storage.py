@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -12,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.errors import UserError
+from worldmodel.errors import StorageError, UserError
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.samplers import bytes_per_start, span_rows
 from worldmodel.types import ArraySpec, EnvSpec
@@ -103,6 +106,8 @@ def choose_device(config: ReplayConfig, per_step: int, num_envs: int, learner: t
     Raises UserError with the numbers where the full capacity would exceed the budget.
     """
     host = torch.device("cpu")
+    if config.device == "disk":
+        return host
     needed = per_step * slots_per_env(config, num_envs) * num_envs
     candidates = {"host": [host], "learner": [learner], "auto": [learner, host]}[config.device]
     if learner.type == "cpu":
@@ -130,14 +135,23 @@ class Storage:
     loops it does not stall when the other cores are busy stepping environments.
     """
 
-    def __init__(self, table: Mapping[str, Column], num_envs: int, slots: int, device: torch.device) -> None:
+    def __init__(
+        self, table: Mapping[str, Column], num_envs: int, slots: int, device: torch.device, *,
+        folder: Path | None = None,
+    ) -> None:
+        """Args: folder: map columns from files there instead of holding them in memory; they go with the process.
+
+        Raises: StorageError where there is no room for them."""
         self.columns = dict(table)
         self.num_envs, self.slots, self.device = num_envs, slots, device
         rows = num_envs * slots
-        self._flat: dict[str, Tensor] = {
-            name: torch.empty((rows + 1, prod(column.shape)), dtype=column.dtype, device=device)
-            for name, column in table.items()
-        }
+        if folder is None:
+            self._flat: dict[str, Tensor] = {
+                name: torch.empty((rows + 1, prod(column.shape)), dtype=column.dtype, device=device)
+                for name, column in table.items()
+            }
+        else:
+            self._flat = {name: _mapped(folder, column, rows + 1) for name, column in table.items()}
         self._grid = {name: flat[:rows].view(num_envs, slots, *table[name].shape) for name, flat in self._flat.items()}
         self._host: dict[str, np.ndarray] = {}
         if device.type == "cpu":
@@ -196,6 +210,20 @@ class Storage:
             self._host[name][rows.numpy()] = _raw(value)  # numpy assigns in order
         else:
             flat.index_copy_(0, rows, value if latest is None else value.index_select(0, latest))
+
+
+def _mapped(folder: Path, column: Column, rows: int) -> Tensor:
+    """(rows, ...) zeros in a file that has no name any more: the system takes it back when the process ends."""
+    numel = rows * prod(column.shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(folder).free) < numel * column.dtype.itemsize:
+            raise OSError(errno.ENOSPC, f"{rows * column.nbytes / GIB:.2f} GiB wanted, {free / GIB:.2f} GiB free")
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".steps-") as file:
+            flat = torch.from_file(file.name, shared=True, size=max(numel, 1), dtype=column.dtype)
+    except OSError as error:
+        raise StorageError(f"cannot keep steps in {folder}: {error.strerror}; use another disk") from error
+    return flat[:numel].view(rows, prod(column.shape))
 
 
 def latest_of_equal(rows: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ class TrainConfig:
     """How long, how often, and what is kept."""
 
     steps: int = 1_000_000
-    """Decisions to take, over all environments (frames = decisions x action repeat)."""
+    """Decisions to take, over all environments (frames = decisions x action repeat). Offline, updates: then these stand
+    in the place of decisions here and in every other number below."""
     num_envs: int = 1
     """Environments stepped together (N)."""
     pool: Literal["auto", "serial", "process", "batched"] = "auto"

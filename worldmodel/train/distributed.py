@@ -26,6 +26,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 from worldmodel import ranks
 from worldmodel.errors import UserError
 from worldmodel.protocols import Agent, EnvPool, Replay
+from worldmodel.train.hold import hold_newest
 
 BEAT = 0.5
 """Seconds between two signs of life."""
@@ -154,6 +155,7 @@ def follow(agent: Agent[Any], pool: EnvPool, replay: Replay, crew: Crew, seed: i
     while True:
         action, carry = agent.act(carry, step, explore=True)
         replay.add(step, action, agent.memory(carry))
+        hold_newest(agent, replay, pool.num_envs)
         step = pool.step(action)
         crew.ready(replay.is_ready)
         due = crew.order()

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from worldmodel import tree
 from worldmodel.errors import CheckpointError, DivergenceError, StorageError
-from worldmodel.protocols import Agent, EnvPool, Replay
+from worldmodel.protocols import Adopts, Agent, EnvPool, Replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.config import TrainConfig
 from worldmodel.train.display import Display, Facts
 from worldmodel.train.distributed import Alone
 from worldmodel.train.diverged import dump, non_finite
 from worldmodel.train.evaluate import Evaluator, Interrupted, Scores
+from worldmodel.train.hold import hold_newest
 from worldmodel.train.log import Logger
 from worldmodel.train.meter import Clock, Episodes, Meter
 from worldmodel.train.pictures import draw_curve
@@ -35,6 +36,7 @@ class Summary:
     """How a run ended."""
 
     env_steps: int
+    """Decisions; offline, updates."""
     updates: int
     reason: str
     """"steps", "return" (stop_at_return reached), "signal", or "followed": another process led."""
@@ -60,10 +62,12 @@ class Trainer:
 
     def __init__(
         self, *, agent: Agent[Any], pool: EnvPool, replay: Replay, evaluator: Evaluator, output: Output,
-        config: TrainConfig, batch_steps: int, seed: int, interrupted: Any, crew: Alone,
+        config: TrainConfig, batch_steps: int, seed: int, interrupted: Any, crew: Alone, offline: bool = False,
     ) -> None:
         """Args: batch_steps = batch_size * length; interrupted.requested is a signal number or None; crew: who shares
-        each batch."""
+        each batch; offline: replay has everything that is learned from, and an update stands in the place of a decision
+        in every counter and cadence."""
+        self.offline = offline
         self.crew = crew
         self.agent, self.pool, self.replay, self.evaluator, self.out = agent, pool, replay, evaluator, output
         self.config, self.seed, self.interrupted = config, seed, interrupted
@@ -86,25 +90,19 @@ class Trainer:
     def run(self) -> Summary:
         """Train until the steps are done, the wished-for return is reached, or a signal asks to stop."""
         start = time.monotonic()
-        step = self.step if self.step is not None else self.pool.reset(self.seed)
+        if self.step is None and not self.offline:
+            self.step = self.pool.reset(self.seed)
         self._study()
         reason = "return" if self._owes_evaluation and self._evaluate() else "steps"
         if self.interrupted.requested is not None:
             reason = "signal"
         while reason == "steps" and self.env_steps < self.config.steps:
-            with self.clock("act"):
-                action, self.carry = self.agent.act(self.carry, step, explore=True)
-                self.pool.send(action)
-            # while the environments step: what is learned here needs nothing of the step to come
-            with self.clock("replay"):
-                self.replay.add(step, action, self.agent.memory(self.carry))
-            due = self.ratio.due(self.pool.num_envs, self.crew.ready(self.replay.is_ready))
-            for _ in range(self.crew.order(due)):
+            if self.step is None:
                 self._learn()
-            with self.clock("env"):
-                step = self.step = self.pool.receive()
-            self.env_steps += self.pool.num_envs * self.crew.size
-            self._note_episodes(step)
+                self.ratio.updates += 1
+                self.env_steps += 1
+            else:
+                self._live(self.step)
             if self.when_log(self.env_steps):
                 self._log()
             if self.config.eval_every and self.when_eval(self.env_steps) and self._evaluate():
@@ -127,9 +125,26 @@ class Trainer:
             scores=self.scores, seconds=time.monotonic() - start,
         )
 
+    def _live(self, step: Step) -> None:
+        """A decision in every environment, and the updates that are due."""
+        with self.clock("act"):
+            action, self.carry = self.agent.act(self.carry, step, explore=True)
+            self.pool.send(action)
+        # while the environments step: what is learned here needs nothing of the step to come
+        with self.clock("replay"):
+            self.replay.add(step, action, self.agent.memory(self.carry))
+            hold_newest(self.agent, self.replay, self.pool.num_envs)
+        due = self.ratio.due(self.pool.num_envs, self.crew.ready(self.replay.is_ready))
+        for _ in range(self.crew.order(due)):
+            self._learn()
+        with self.clock("env"):
+            self.step = self.pool.receive()
+        self.env_steps += self.pool.num_envs * self.crew.size
+        self._note_episodes(self.step)
+
     def _study(self) -> None:
         """Learn from what replay holds until there were ``min_updates``; an evaluation follows."""
-        if self.ratio.updates >= self.config.min_updates or not self.replay.is_ready:
+        if self.offline or self.ratio.updates >= self.config.min_updates or not self.replay.is_ready:
             return
         while self.ratio.updates < self.config.min_updates and self.interrupted.requested is None:
             self._learn()
@@ -168,9 +183,14 @@ class Trainer:
             self.meter.add({"episode/return": torch.tensor(return_), "episode/length": torch.tensor(float(length))})
 
     @property
+    def now(self) -> str:
+        """How far the run is, in words."""
+        return f"{self.env_steps:,} {'updates' if self.offline else 'decisions'}"
+
+    @property
     def frames(self) -> int:
-        """Simulator frames so far: decisions x action repeat."""
-        return self.env_steps * self.pool.spec.repeat
+        """Simulator frames so far: decisions x action repeat; offline, updates."""
+        return self.env_steps * (1 if self.offline else self.pool.spec.repeat)
 
     def _log(self) -> None:
         row = self.meter.take()
@@ -218,7 +238,7 @@ class Trainer:
             self.out.logger.scalars(self.env_steps, {f"eval_{kind}/{name}": value for name, value in summary.items()})
         mode, sampled = self.scores["mode"], self.scores["sampled"]
         self.out.display.message(
-            f"evaluation at {self.env_steps:,} decisions: return {mode.mean:.3g} by mode, {sampled.mean:.3g} sampled, "
+            f"evaluation at {self.now}: return {mode.mean:.3g} by mode, {sampled.mean:.3g} sampled, "
             f"{len(mode.returns)} episodes each"
         )
         self._draw_curve()
@@ -234,7 +254,7 @@ class Trainer:
         try:
             draw_curve(self.out.logger.run_dir, self.pool.spec.name)
         except (StorageError, OSError, ValueError) as error:
-            self.out.display.message(f"no learning curve at {self.env_steps:,} decisions, training goes on: {error}")
+            self.out.display.message(f"no learning curve at {self.now}, training goes on: {error}")
 
     def _dream(self) -> None:
         """Open-loop videos: truth, model, error."""
@@ -263,15 +283,15 @@ class Trainer:
 
         Raises: StorageError, and DivergenceError where the agent holds anything that is not finite.
         """
-        if self._saved_at == self.env_steps or self.step is None:
+        if self._saved_at == self.env_steps or (self.step is None and not self.offline):
             return
         agent = self._agent_groups()
         if broken := non_finite(agent):
             raise DivergenceError(
-                f"at {self.env_steps:,} decisions {len(broken)} tensors of the agent are not finite, the first is "
+                f"at {self.now} {len(broken)} tensors of the agent are not finite, the first is "
                 f"{broken[0]}; this is not saved, older checkpoints are intact: start a new run with a lower --agent.lr"
             )
-        envs = self.pool.get_state() if with_envs else None
+        envs = self.pool.get_state() if with_envs and not self.offline else None
         documents = {
             "trainer": {
                 "env_steps": self.env_steps,
@@ -289,8 +309,9 @@ class Trainer:
         tensors = {
             **agent,
             "carry": {str(i): x for i, x in enumerate(tree.leaves(self.carry))},
-            "step": {str(i): x for i, x in enumerate(tree.leaves(self.step))},
         }
+        if self.step is not None:
+            tensors["step"] = {str(i): x for i, x in enumerate(tree.leaves(self.step))}
         path = self.out.checkpoints.save(
             self.env_steps, tensors=tensors, documents=documents, writers={"replay": self.replay.save},
             meta={**self.out.meta, "updates": self.ratio.updates, "frames": self.frames},
@@ -315,14 +336,14 @@ class Trainer:
         try:
             self.save(with_envs=False)
         except StorageError as error:
-            self.out.display.message(f"no checkpoint at {self.env_steps:,} decisions: {error}")
+            self.out.display.message(f"no checkpoint at {self.now}: {error}")
 
     def _save_or_warn(self) -> None:
         """A checkpoint on schedule may fail (a full disk): the older ones are intact, and training goes on."""
         try:
             self.save()
         except StorageError as error:
-            self.out.display.message(f"no checkpoint at {self.env_steps:,} decisions, training goes on: {error}")
+            self.out.display.message(f"no checkpoint at {self.now}, training goes on: {error}")
 
     def load(self, checkpoint: Checkpoint) -> str:
         """Go on from a checkpoint; returns how exactly, as a sentence.
@@ -348,15 +369,16 @@ class Trainer:
             every.resume(self.env_steps)
         self._marks = (time.monotonic(), self.env_steps, self.ratio.updates)
         self._owes_evaluation = bool(state.get("owes_evaluation", False))
-        if lost or not state["envs_cloned"]:
+        if not self.offline and (lost or not state["envs_cloned"]):
             # fresh episodes with fresh seeds; replay marks the broken one as truncated
             self.step = self.pool.reset(self.seed + 1_000_003 * (1 + self.env_steps))
             why = f"{lost:,} damaged steps of replay are left out" if lost else "these environments cannot be cloned"
             return f"resumed statistically: {why}, so their running episodes were cut (truncated)"
-        self.step = self.pool.reset(self.seed)
-        self.pool.set_state(checkpoint.document("envs"))
         self.carry = _fill(self.carry, checkpoint.tensors("carry"))
-        self.step = _fill(self.step, checkpoint.tensors("step"))
+        if not self.offline:
+            self.step = self.pool.reset(self.seed)
+            self.pool.set_state(checkpoint.document("envs"))
+            self.step = _fill(self.step, checkpoint.tensors("step"))
         self.episodes.load(state["episodes"])
         self.meter.load(state["meter"])
         self.recent = list(state["recent"])
@@ -367,7 +389,8 @@ class Trainer:
         changed = [f"{name} {old} -> {new}" for name, old, new in zip(names, then, now) if old != new]
         if changed:
             return f"resumed, but not bit for bit, because rounding changes with {', '.join(changed)}"
-        return "resumed bit for bit: weights, optimiser, replay, environments and every random stream"
+        kept = "replay" if self.offline else "replay, environments"
+        return f"resumed bit for bit: weights, optimiser, {kept} and every random stream"
 
 
 def restore_agent(agent: Agent[Any], checkpoint: Checkpoint) -> None:
@@ -387,6 +410,22 @@ def restore_agent(agent: Agent[Any], checkpoint: Checkpoint) -> None:
             f"restore the run folder from a copy, or start a new run"
         )
     agent.load_state_dict(saved)
+
+
+def adopt_agent(agent: Agent[Any], checkpoint: Checkpoint) -> None:
+    """Begin as the agent of another run: with all that it learned, and nothing that it holds of what it lived.
+
+    Raises: CheckpointError where it is an agent of other parts or sizes.
+    """
+    if not isinstance(agent, Adopts):
+        restore_agent(agent, checkpoint)
+        return
+    try:
+        agent.adopt(agent_state(checkpoint))
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path} is of another agent ({error}); give the same preset and sizes that it was trained with"
+        ) from error
 
 
 def agent_state(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -71,6 +71,14 @@ def open_dataset(where: str | Path, options: ReadOptions | None = None) -> Datas
     return fitting[0].read(path, options or ReadOptions())
 
 
+def absolute(where: str) -> str:
+    """The same dataset from any working directory: "runs/data" or "FORMAT:PATH" with the path made absolute."""
+    named, colon, rest = where.partition(":")
+    prefix, path = (f"{named}:", rest) if colon and named in formats() else ("", where)
+    found = Path(path).expanduser()
+    return f"{prefix}{found.resolve()}" if where and found.exists() else where
+
+
 def write_dataset(where: str | Path, name: str, header: Header, episodes: Iterable[Episode]) -> int:
     """Write episodes as a file or folder of this format; their number.
 
