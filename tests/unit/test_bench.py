@@ -315,7 +315,7 @@ def test_the_parts_are_those_that_can_be_measured() -> None:
         (["envs", "--against", "x"], "--against goes with update, replay, act, not with envs; leave it out"),
         (["act", "--against", "."], "no known peer is there. Known: tdmpc2 for `worldmodel bench act`"),
         (["update", "--against", "/no/where"], "--against /no/where: there is no such folder"),
-        (["update", "--against", "."], "no known peer is there. Known: r2dreamer for `worldmodel bench update`"),
+        (["update", "--against", "."], "is there. Known: r2dreamer, tdmpc2 for `worldmodel bench update`"),
         (["update", "--peer-options=--size 1m"], "--peer-options sizes the peer of `bench update --against PATH`"),
         (["replay", "--against", "."], "no known peer is there. Known: torchrl for `worldmodel bench replay`"),
     ],

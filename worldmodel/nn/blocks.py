@@ -29,14 +29,15 @@ def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
 def mish(x: Tensor) -> Tensor:
     """x tanh(softplus(x)) (Misra 2020).
 
-    On a CPU, torch's is scalar code. With n = e^x (e^x + 2) it is x n / (n + 2), one exponential and products, which
-    takes a quarter to a half of the time where no gradient is wanted.
+    On a CPU, torch's is scalar code. With n = e^x (e^x / 2 + 1) it is x n / (n + 1), one exponential and products, which
+    takes a quarter to a half of the time where no gradient is wanted. bfloat16 is computed in float32.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    if not known or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.mish(x)
-    power = x.clamp(max=20.0).exp_()
-    power.mul_(power + 2)
-    return power.div_(power + 2).mul_(x)
+    power = x.float().clamp(max=20.0).exp_()
+    n = torch.addcmul(power, power, power, value=0.5)
+    return n.div_(torch.add(n, 1, out=power)).mul_(x).to(x.dtype)
 
 
 class Linear(nn.Linear):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import subprocess
 import sys
 import types
 import warnings
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from checkouts import commit
 from serving import Calls, Refused, serve
 
 OBJECTIVES = {"ReconstructionConfig": "dreamer", "BarlowConfig": "r2dreamer", "InfoNCEConfig": "infonce"}
@@ -153,14 +153,6 @@ def action_space(spec: dict[str, Any]) -> Any:
 def rename(key: str) -> str:
     """Ours to its: an action is the one that led to the observation."""
     return "action" if key == "prev_action" else key.removeprefix("obs/")
-
-
-def commit(folder: Path) -> str:
-    """Of the checkout, where it is one."""
-    if not (folder / ".git").exists():
-        return ""
-    done = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":
