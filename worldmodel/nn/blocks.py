@@ -29,7 +29,7 @@ def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
 def mish(x: Tensor) -> Tensor:
     """x tanh(softplus(x)) (Misra 2020).
 
-    On a CPU, torch's is scalar code. With n = e^x (e^x / 2 + 1) it is x n / (n + 1), one exponential and products, which
+    On a CPU, torch's is scalar code. With n = e^x (e^x / 2 + 1) it is x n / (n + 1), one exponential and products: it
     takes a quarter to a half of the time where no gradient is wanted. bfloat16 is computed in float32.
     """
     known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
