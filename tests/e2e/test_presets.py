@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 
-from worldmodel import config, presets, runs
+from worldmodel import collect, config, presets, runs
 from worldmodel.config import Run
+from worldmodel.data.formats import write_dataset
 from worldmodel.envs.gl import choose_backend
 from worldmodel.envs.pool import Pool
 from worldmodel.errors import EnvError
@@ -25,6 +26,18 @@ TINY = (
 )
 NANO = "--size nano"
 SHORT = "--env.max-frames 24"
+
+SMALL = "--agent.first 4 --agent.policy.units 8 --agent.value.units 8"
+DREAMS = f"{SMALL} --agent.branch.rows 16 --agent.model.max-rounds 1 --agent.model.units 8"
+DYNA = {
+    **dict.fromkeys(("sac", "redq", "edac", "bc", "td3bc", "iql", "cql"), SMALL),
+    **dict.fromkeys(("mbpo", "mopo", "combo", "mobile", "ravl", "reach"), DREAMS),
+    "morel": f"{DREAMS} --agent.branch.length 4",
+    "rambo": f"{DREAMS} --agent.clone-first 2 --agent.adversary.every 2 --agent.adversary.steps 3 "
+             "--agent.adversary.rows 8",
+    "leq": f"{DREAMS} --agent.batch-size 32 --agent.rule.horizon 2",
+}
+"""What makes each version of dyna small."""
 
 CASES = [
     "quickstart --task catch",
@@ -58,17 +71,11 @@ CASES = [
     f"tdmpc2 {NANO} --task CartPole-v1 --actions discrete --train.first-updates 0",
     f"storm {NANO} {SHORT} --replay.windows 3 --replay.window 2",
     f"drama {NANO} {SHORT} --replay.windows 3 --replay.window 2",
-    *[f"dyna --version {version} --agent.first 4 --agent.policy.units 8 --agent.value.units 8{dreams}"
-      for version, dreams in [
-          *((name, "") for name in ("sac", "redq", "edac", "bc", "td3bc", "iql", "cql")),
-          *((name, " --agent.branch.rows 16 --agent.model.max-rounds 1 --agent.model.units 8") for name in
-            ("mbpo", "mopo", "combo", "mobile", "ravl", "reach")),
-          ("morel", " --agent.branch.rows 16 --agent.model.max-rounds 1 --agent.model.units 8 --agent.branch.length 4"),
-          ("rambo", " --agent.branch.rows 16 --agent.model.max-rounds 1 --agent.model.units 8 --agent.clone-first 2 "
-                    "--agent.adversary.every 2 --agent.adversary.steps 3 --agent.adversary.rows 8"),
-          ("leq", " --agent.branch.rows 16 --agent.model.max-rounds 1 --agent.model.units 8 --agent.batch-size 32 "
-                  "--agent.rule.horizon 2"),
-      ]],
+    *[f"dyna --version {version} {options}" for version, options in DYNA.items()],
+    *[f"offline.state --env Pendulum-v1 --version {version} --agent.recent 1000 {options}"
+      for version, options in DYNA.items()],
+    f"offline.vd4rl {NANO} {SHORT} --render ray --replay.length 3",
+    "offline.toys",
     "dreamer_plans.toys --agent.collect.simulations 2 --agent.evaluate.simulations 2",
     "dreamer_plans.toys --task glide --objective barlow --plan evaluate --agent.evaluate.samples 8 "
     "--agent.evaluate.elites 2",
@@ -124,6 +131,11 @@ def lived(run: Run, run_dir: Path) -> None:
 def test_it_learns_two_updates_and_comes_back_from_its_folder(line: str, tmp_path: Path) -> None:
     run, _ = parsed(line)
     assert config.from_json(json.loads(json.dumps(config.to_json(run)))) == run
+    if run.data:  # an offline preset: some data of its environment
+        policy = collect.random_policy(collect.action_of(run.env))
+        data = collect.play(run.env, policy, episodes=2)
+        write_dataset(tmp_path / "data", "dreamer", data.header, data)
+        run = replace(run, data=str(tmp_path / "data"))
     lived(run, tmp_path / "run")
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,19 +90,22 @@ class MixedReplay:
 
 
 def _joined(first: Batch, second: Batch) -> Batch:
-    """Rows of both. What only one has (weights of fresh sequences are 1) is filled up."""
-    values: dict[str, Any] = {}
-    for field in fields(Batch):
-        one: Any = getattr(first, field.name)
-        other: Any = getattr(second, field.name)
-        if field.name == "weight" and (one is None) != (other is None):
-            one, other = (torch.ones_like(b.reward[:, 0]) if b.weight is None else b.weight for b in (first, second))
-        if field.name == "starts" and one is not None and other is not None:
-            values[field.name] = _joined(one, other)
-        elif isinstance(one, dict) and isinstance(other, dict):
-            values[field.name] = {key: torch.cat([one[key], other[key]]) for key in one}
-        elif one is None or other is None:
-            values[field.name] = None
-        else:
-            values[field.name] = torch.cat([one, other])
-    return Batch(**values)
+    """Rows of both, ``first``'s in front."""
+    def both(name: str) -> Tensor:
+        return torch.cat([getattr(first, name), getattr(second, name)])
+
+    def each(name: str) -> dict[str, Tensor]:
+        one, other = getattr(first, name), getattr(second, name)
+        return {key: torch.cat([one[key], other[key]]) for key in one}
+
+    starts = weight = None
+    if first.starts is not None and second.starts is not None:
+        starts = _joined(first.starts, second.starts)
+    if first.weight is not None or second.weight is not None:  # fresh sequences have none, which means 1
+        parts = [torch.ones_like(b.reward[:, 0]) if b.weight is None else b.weight for b in (first, second)]
+        weight = torch.cat(parts)
+    return Batch(
+        obs=each("obs"), action=both("action"), prev_action=both("prev_action"), reward=both("reward"),
+        is_first=both("is_first"), is_last=both("is_last"), is_terminal=both("is_terminal"), context=each("context"),
+        memory=each("memory"), index=None if first.index is None else both("index"), weight=weight, starts=starts,
+    )
