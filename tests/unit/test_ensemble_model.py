@@ -12,7 +12,8 @@ from worldmodel.errors import MisfitError, UserError
 from worldmodel.models.ensemble import EnsembleModel, EnsembleModelConfig, Observed, gaussian_loss
 from worldmodel.models.heuristics import HEURISTICS, rank_correlation
 from worldmodel.models.termination import TERMINATIONS
-from worldmodel.protocols import Fits, Uncertain
+from worldmodel.nn.optim import Adam
+from worldmodel.protocols import Fits, Likely, Uncertain, Varies
 from worldmodel.types import ActionSpec, ArraySpec, Batch, EnvSpec, Transitions
 
 SPEC = EnvSpec(
@@ -108,6 +109,16 @@ def test_each_member_is_kept_at_its_best_and_elites_are_the_best_of_them() -> No
     assert m.elite.tolist() == errors.argsort()[:5].tolist()
 
 
+def test_an_update_has_the_gradient_of_the_whole_loss() -> None:
+    m, data = model(decays=(0.1, 0.2)), linear(16)
+    expected = torch.autograd.grad(m.misfit(data, m.config.bounds_scale), [*m.parameters()])
+    optimizer = Adam([(m.parameters(), 0.0)])
+    x, y = torch.cat([data.x, data.action], -1), torch.cat([data.next_x - data.x, data.reward.unsqueeze(-1)], -1)
+    m.update(optimizer, x.expand(7, -1, -1), y.expand(7, -1, -1))
+    for p, grad in zip(m.parameters(), expected):
+        assert p.grad is not None and torch.allclose(p.grad, grad, atol=1e-5)
+
+
 def test_inputs_are_standardised_on_what_is_learned_from() -> None:
     m, data = model(max_rounds=1), linear(100)
     data = Transitions(**{**vars(data), "x": 100 + 7 * data.x, "next_x": 100 + 7 * data.next_x})
@@ -151,7 +162,7 @@ def test_the_sequence_loss_leaves_out_what_leads_into_another_episode() -> None:
 
 def test_it_has_the_abilities() -> None:
     m = model(uncertainty="max_pairwise")
-    assert isinstance(m, Uncertain) and isinstance(m, Fits)
+    assert isinstance(m, Uncertain) and isinstance(m, Fits) and isinstance(m, Varies) and isinstance(m, Likely)
     assert m.disagreement(Observed(x=torch.zeros(3, 2), reward=torch.zeros(3)), torch.zeros(3, 1)).shape == (3,)
 
 

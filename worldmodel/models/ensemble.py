@@ -219,11 +219,7 @@ class EnsembleModel(nn.Module):
             bootstrap = bootstrap.gather(1, torch.rand(members, rows, device=x.device).argsort(1))
             for at in range(0, rows, c.batch_size):
                 chosen = bootstrap[:, at : at + c.batch_size]
-                mean, log_var = self._bounded(self.net.each(x[chosen]))
-                fit = gaussian_loss(mean, log_var, y[chosen]).mean(1).sum()
-                loss = fit + self._decay() + self.pull()
-                optimizer.backward(loss)
-                optimizer.step(torch.isfinite(loss))
+                loss = self.update(optimizer, x[chosen], y[chosen])
             with torch.no_grad():
                 mean = self._bounded(self.net(x_held))[0]
                 mse = (mean - y_held).square().mean((1, 2))
@@ -238,9 +234,22 @@ class EnsembleModel(nn.Module):
                 now.copy_(kept)
             self.elite.copy_(lowest.argsort()[: c.elites])
         return {
-            "holdout_mse": lowest[self.elite].mean(), "train_loss": loss.detach() / members,
+            "holdout_mse": lowest[self.elite].mean(), "train_loss": loss / members,
             "rounds": torch.tensor(float(rounds)),
         }
+
+    def update(self, optimizer: Adam, x: Tensor, y: Tensor) -> Tensor:
+        """One step of every member on rows of its own: scaled inputs (E, N, in), changes and rewards (E, N, n+1).
+        Returns the loss, () without decay."""
+        mean, log_var = self._bounded(self.net.each(x))
+        loss = gaussian_loss(mean, log_var, y).mean(1).sum() + self.pull()
+        optimizer.backward(loss)
+        with torch.no_grad():  # the gradient of decay is known: no graph over all weights
+            for rate, layer in self._decayed():
+                assert layer.weight.grad is not None
+                layer.weight.grad.add_(layer.weight, alpha=rate)
+        optimizer.step(torch.isfinite(loss))
+        return loss.detach()
 
     def check_ends(self, data: Transitions) -> None:
         """Raises UserError where more than one transition in a hundred ends, or goes on, against ``config.ends``."""
@@ -265,13 +274,16 @@ class EnsembleModel(nn.Module):
     def _limits(self, members: Tensor | None) -> tuple[Tensor, Tensor]:
         return (self.lower, self.upper) if members is None else (self.lower[members], self.upper[members])
 
-    def _decay(self) -> Tensor:
+    def _decayed(self) -> list[tuple[float, EnsembleLinear]]:
+        """Layers and the rates of their decay."""
         decays = self.config.decays
-        if not decays:
-            return self.lower.new_zeros(())
         layers = [cast(EnsembleLinear, layer) for layer in self.net.layers]
-        rates = [decays[min(i, len(decays) - 1)] for i in range(len(layers))]
-        return torch.stack([0.5 * rate * layer.weight.square().sum() for rate, layer in zip(rates, layers)]).sum()
+        return [(decays[min(i, len(decays) - 1)], layer) for i, layer in enumerate(layers)] if decays else []
+
+    def _decay(self) -> Tensor:
+        """() half the squared weights by their rates."""
+        terms = [0.5 * rate * layer.weight.square().sum() for rate, layer in self._decayed()]
+        return torch.stack(terms).sum() if terms else self.lower.new_zeros(())
 
 
 def gaussian_loss(mean: Tensor, log_var: Tensor, target: Tensor) -> Tensor:
