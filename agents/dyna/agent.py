@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from worldmodel import tree
 from worldmodel.agents.dyna import losses
 from worldmodel.agents.dyna.adversary import Adversary, AdversaryConfig
+from worldmodel.agents.dyna.branches import BranchConfig, branch
 from worldmodel.agents.dyna.buffer import Ring, flatten, marks
 from worldmodel.agents.dyna.pessimism import (
     ConservatismConfig,
@@ -46,41 +47,6 @@ class Carry:
     """What acting remembers of N environments: nothing but a random stream."""
 
     rng: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class BranchConfig:
-    """Dreams: how many, how long, how often. Time is counted in updates."""
-
-    rows: int = 50_000
-    """Branches of one round, from as many real states drawn with replacement."""
-    every: int = 1000
-    """Updates between two rounds."""
-    keep: int = 5
-    """Rounds whose transitions are held."""
-    length: int = 5
-    """k, steps of a branch."""
-    grown: int = 0
-    """Steps of a branch in the end, for lengths that grow; 0: they do not."""
-    grows: tuple[int, int] = (0, 1)
-    """Updates between which they grow, linearly."""
-
-    def __post_init__(self) -> None:
-        check_range(self, 1, "rows", "every", "keep", "length")
-        if (self.grown and self.grown < self.length) or self.grows[0] >= self.grows[1]:
-            raise ValueError(f"lengths grow from length={self.length} to grown={self.grown}, during grows={self.grows}")
-
-    def at(self, updates: int) -> int:
-        """Steps of a branch after so many updates.
-
-        >>> BranchConfig(length=1, grown=15, grows=(20, 100)).at(60)
-        8
-        """
-        if not self.grown:
-            return self.length
-        start, end = self.grows
-        share = min(1.0, max(0.0, (updates - start) / (end - start)))
-        return int(self.length + share * (self.grown - self.length))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +138,6 @@ class Dyna:
             self.reach = config.reach.build(size).to(device)
         self.halt = Halt(config.halt, config.discount).to(device)
         known: object = self.model
-        self._solved = known if isinstance(known, Solved) else None
         for asked, ability, because in (
             (config.penalty, Uncertain, f"penalty={config.penalty}"), (config.halt.coefficient, Uncertain, "halt"),
             (config.inconsistency.weight, Varies, "inconsistency"), (config.adversary.every, Likely, "adversary"),
@@ -184,7 +149,7 @@ class Dyna:
                 f"{type(self.rule).__name__} unrolls a model from dreamed rows of a batch, beside real ones, and there "
                 f"are {config.real} real ones of {config.batch_size}; give it a model and a real_ratio between 0 and 1"
             )
-        if config.patch != "none" and self._solved is None:
+        if config.patch != "none" and not isinstance(known, Solved):
             raise MisfitError(f"patch={config.patch!r} needs a model whose optimum is known")
         self.seen = Ring(config.recent, size, spec.action.size).to(device)
         longest = max(config.branch.length, config.branch.grown)
@@ -332,44 +297,13 @@ class Dyna:
         self.halt.measure(torch.cat(doubt), held.reward)
         return {"halt/threshold": self.halt.threshold.clone(), "halt/price": self.halt.price.clone()}
 
-    @torch.no_grad()
     def dream(self, length: int) -> dict[str, Tensor]:
-        """One round of branches from recent real states, by the policy, ``length`` steps or to their end."""
-        c, model, solved = self.config, self.model, self._solved
-        state = self._placed(self.seen.draw(c.branch.rows).x)
-        made, beyond, halts = 0, 0.0, 0.0
-        for step in range(length):
-            x = model.features(state)
-            action = self.actor(x).sample()
-            arrived = model.step(state, action)
-            said = model.predict(state, action, arrived)
-            reward, terminal = said.reward, (said.continues < 0.5).float()
-            if c.penalty or c.halt.coefficient:
-                doubt = model.disagreement(state, action)
-                reward = losses.penalised_reward(reward=reward, doubt=doubt, weight=c.penalty)
-                if c.halt.coefficient:
-                    reward, terminal, halted = self.halt.apply_to(doubt, reward, terminal)
-                    halts += float(halted.sum())
-            edge = (1 - terminal) if step == length - 1 else torch.zeros_like(terminal)
-            data = Transitions(
-                x=x, action=action, reward=reward, next_x=model.features(arrived), terminal=terminal, edge=edge
-            )
-            self.dreams.add(data)
-            if solved is not None:
-                beyond += float(solved.beyond(data.next_x, length).sum())
-            made += len(reward)
-            alive = terminal == 0
-            if not bool(alive.all()):
-                if not bool(alive.any()):
-                    break
-                arrived = tree.index(arrived, alive)
-            state = arrived
-        found = {"branch/length": float(length), "branch/transitions": float(made)}
-        if c.halt.coefficient:
-            found["halt/share"] = halts / made
-        if solved is not None:
-            found["reach/beyond_share"] = beyond / made
-        return {name: torch.tensor(x) for name, x in found.items()}
+        """One round of branches from recent real states; scalars for the log."""
+        c = self.config
+        return branch(
+            self.learner, self.seen.draw(c.branch.rows).x, length, self.dreams.add, penalty=c.penalty,
+            halt=self.halt if c.halt.coefficient else None,
+        )
 
     def draw(self) -> Transitions:
         """(batch_size, ...) real and dreamed transitions."""

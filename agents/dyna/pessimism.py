@@ -18,21 +18,26 @@ from worldmodel.types import Transitions
 
 @dataclass(frozen=True, kw_only=True)
 class HaltConfig:
-    """MOReL (Kidambi et al. 2020): where members disagree by more than is known of the data, a dream falls into a state
-    that it never leaves."""
+    """Where dreams end for doubt: members disagree by more than they do on the data. MOReL (Kidambi et al. 2020) falls
+    into a state there that it never leaves; NEUBAY (2026) only goes no further, so that branches are as long as the
+    model is good."""
 
     coefficient: float = 0.0
-    """The largest disagreement over the data, divided by this, is the most that goes on (the authors' code: 3); 0:
-    dreams never halt."""
-    earns: Literal["least", "fixed"] = "least"
-    """What each step in that state earns: the least reward of the data, or ``reward``."""
+    """The disagreement that counts, over the data, divided by this, is the most that goes on (MOReL's code: 3, NEUBAY:
+    1); 0: dreams never end for doubt."""
+    quantile: float = 1.0
+    """Which disagreement over the data counts; 1: the largest."""
+    earns: Literal["least", "fixed", "bootstrap"] = "least"
+    """What comes after: steps that earn the least reward of the data for ever, or ``reward``; or what the critic says
+    of the state arrived in, as at the end of any branch."""
     reward: float = 0.0
     """-kappa. The authors' 0 is a prize where rewards are negative."""
 
     def __post_init__(self) -> None:
         check_range(self, 0, "coefficient")
-        if self.earns not in ("least", "fixed"):
-            raise ValueError(f"earns must be least or fixed, got {self.earns!r}")
+        check_range(self, 0, "quantile", high=1)
+        if self.earns not in ("least", "fixed", "bootstrap"):
+            raise ValueError(f"earns must be least, fixed or bootstrap, got {self.earns!r}")
 
 
 class Halt(nn.Module):
@@ -51,15 +56,22 @@ class Halt(nn.Module):
     def measure(self, disagreement: Tensor, reward: Tensor) -> None:
         """Of all data, (N,) each."""
         c = self.config
-        self.threshold.copy_(disagreement.max() / c.coefficient)
-        each = reward.min() if c.earns == "least" else torch.as_tensor(c.reward)
-        # discounted from the step after the one that led there, for ever
-        self.price.copy_(self.discount * each / (1 - self.discount))
+        # the k-th smallest: torch's quantile takes no more than 16 million numbers
+        rank = max(1, math.ceil(c.quantile * len(disagreement)))
+        self.threshold.copy_(disagreement.kthvalue(rank).values / c.coefficient)
+        if c.earns != "bootstrap":
+            each = reward.min() if c.earns == "least" else torch.as_tensor(c.reward)
+            # discounted from the step after the one that led there, for ever
+            self.price.copy_(self.discount * each / (1 - self.discount))
 
-    def apply_to(self, doubt: Tensor, reward: Tensor, terminal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N,) each: reward with the worth of the halt state in it, terminal, and which fell into it."""
+    def apply_to(
+        self, doubt: Tensor, reward: Tensor, terminal: Tensor, edge: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N,) each: reward, with what comes after in it; terminal; edge; and which ended here."""
         halted = (doubt > self.threshold).float() * (1 - terminal)
-        return reward + halted * self.price, torch.maximum(terminal, halted), halted
+        if self.config.earns == "bootstrap":
+            return reward, terminal, torch.maximum(edge, halted), halted
+        return reward + halted * self.price, torch.maximum(terminal, halted), edge * (1 - halted), halted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -276,7 +276,7 @@ def test_branches_end_at_terminals_and_only_cut_ones_are_edges() -> None:
             return replace(said, continues=(self.rho(state.x) < 1.0).float())
 
     agent = small(branch=BranchConfig(rows=32, every=5, keep=2, length=4)).build(SPEC)
-    agent.model = Falls()
+    agent.learner = replace(agent.learner, model=Falls())
     agent.absorb(played())
     said = agent.dream(4)
     data = agent.dreams.at(slice(0, len(agent.dreams)))

@@ -301,14 +301,21 @@ def test_morel_halts_where_members_disagree() -> None:
     halt = Halt(HaltConfig(coefficient=3.0), discount=0.5)
     halt.measure(torch.tensor([0.3, 6.0, 1.0]), torch.tensor([1.0, -4.0, 0.0]))
     # the threshold is 6 / 3; -4 from the next step on, for ever: 0.5 * -4 / 0.5
-    reward, terminal, halted = halt.apply_to(
-        torch.tensor([1.9, 2.1, 9.0]), torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, 1.0])
-    )
+    step = {
+        "doubt": torch.tensor([1.9, 2.1, 9.0]), "reward": torch.ones(3), "terminal": torch.tensor([0.0, 0.0, 1.0]),
+        "edge": torch.tensor([1.0, 1.0, 0.0]),
+    }
+    reward, terminal, edge, halted = halt.apply_to(**step)
     assert halted.tolist() == [0.0, 1.0, 0.0] and terminal.tolist() == [0.0, 1.0, 1.0]
-    assert reward.tolist() == [1.0, 1.0 - 4.0, 1.0]
+    assert reward.tolist() == [1.0, 1.0 - 2.0 * 0.5 * 4.0, 1.0] and edge.tolist() == [1.0, 0.0, 0.0]
     fixed = Halt(HaltConfig(coefficient=3.0, earns="fixed", reward=-10.0), discount=0.5)
     fixed.measure(torch.tensor([3.0]), torch.tensor([-4.0]))
     assert float(fixed.price) == -10.0 and float(fixed.threshold) == 1.0
+    cut = Halt(HaltConfig(coefficient=1.0, quantile=0.5, earns="bootstrap"), discount=0.5)
+    cut.measure(torch.tensor([2.0, 0.5, 9.0, 8.0]), torch.tensor([-4.0]))
+    reward, terminal, edge, _ = cut.apply_to(**step | {"edge": torch.zeros(3)})
+    # above 2, the second of four: nothing ends and nothing is paid, but the branch goes no further
+    assert reward.tolist() == [1.0] * 3 and terminal.tolist() == [0.0, 0.0, 1.0] and edge.tolist() == [0.0, 1.0, 0.0]
 
 
 def test_dreams_go_no_further_than_a_halt() -> None:

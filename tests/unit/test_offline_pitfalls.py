@@ -216,3 +216,30 @@ def test_doubt_that_is_about_the_model_orders_its_errors() -> None:
     for name in ("mean_std", "max_pairwise"):
         assert min(found[name]) > 0.5, found
         assert found[name][1] > found["max_aleatoric"][1], found
+
+
+def test_branches_that_end_for_doubt_are_as_long_as_the_model_is_good() -> None:
+    """More data, longer branches; and they end where the model has begun to be wrong (NEUBAY's rule)."""
+    truth, lengths, errors = Pendulum(), [], []
+    study = pendulum()
+    everything, _ = flatten(data := study.data(torch.Generator().manual_seed(0)), data.obs["vector"])
+    for count, rounds in ((400, 300), (4000, 30)):  # about as many steps of learning for both
+        model = EnsembleModelConfig(units=(64, 64), max_rounds=rounds, patience=rounds, noise="mean")
+        agent = DynaConfig(
+            model=model, first=count, recent=count,
+            branch=BranchConfig(rows=200, every=1, keep=1, length=40), policy=PolicyConfig(units=(8,)),
+            value=CriticsConfig(units=(8,)), halt=HaltConfig(coefficient=1.0, quantile=0.95, earns="bootstrap"),
+        ).build(study.spec)
+        torch.manual_seed(0)
+        agent.seen.add(tree.index(everything, slice(0, count)), (torch.arange(count) % 5 == 0).float())
+        agent.model.fit(agent.seen.at(slice(0, count)), agent.seen.mark > 0.5)
+        agent.measure_doubt()
+        found = agent.dream(40)
+        lengths.append(float(found["branch/mean"]))
+        dreamt = agent.dreams.at(slice(0, len(agent.dreams)))
+        assert float(dreamt.edge.sum()) == 200, "every branch ends once, without an end of the episode"
+        true = truth.step(Point(x=dreamt.x), dreamt.action).x
+        wrong = (true - dreamt.next_x).norm(dim=-1)
+        errors.append([float(wrong[dreamt.edge == ends].median()) for ends in (0, 1)])
+    assert 1 <= lengths[0] < 0.7 * lengths[1] < 40, lengths
+    assert all(inside < 0.3 and at_end > 1.5 * inside for inside, at_end in errors), errors

@@ -181,8 +181,8 @@ class Adam(Flat):
         norm = self.grad.norm()
         finite = torch.isfinite(norm)
         healthy = finite if healthy is None else finite & ranks.all_true(healthy)
-        factor = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else torch.ones_like(norm)
-        self.grad.mul_(factor)
+        if self.clip:
+            self.grad.mul_((self.clip / (norm + 1e-6)).clamp(max=1.0))
         moved = healthy.expand(len(self._cuts)) if turns is None else healthy & torch.stack([*turns])
         self.count.add_(moved.float())
         count = self.count.clamp(min=1.0)
