@@ -65,7 +65,8 @@ def branch(
     Returns: scalars for the log.
     """
     model, state = it.model, it.place(start)
-    solved = model if isinstance(model, Solved) else None
+    known: object = model
+    solved = known if isinstance(known, Solved) else None
     made, beyond, halts = 0, 0.0, 0.0
     for step in range(length):
         x = model.features(state)
