@@ -156,10 +156,10 @@ class RingReplay:
             empty = torch.zeros((len(rows), *column.shape), dtype=column.dtype)
             value = given[name].flatten(0, 1).to(column.dtype) if name in given else empty
             self.storage.write(name, rows, value)
-        for at in range(length):
-            self._sampler.added((self._count + at) % self.storage.slots)
-        self._count += length
-        self._queue_fresh()
+        for _ in range(length):
+            self._sampler.added(self._count % self.storage.slots)
+            self._count += 1
+            self._queue_fresh()
 
     def _put_all(self, prefix: str, names: list[str], given: Mapping[str, Tensor], slot: int) -> None:
         if len(given) != len(names) or any(name.removeprefix(prefix) not in given for name in names):
