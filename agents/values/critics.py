@@ -106,11 +106,14 @@ class Critics(nn.Module):
         """(...) 1/(N-1) sum_{i != j} <g_i, g_j>, g_i = grad_a Q_i / (|grad_a Q_i| + 1e-10) (EDAC, eq. 6)."""
         count = self.config.members
         # (N, ..., A): the members are apart, so the gradient of their sum is each one's own
-        own = action.detach().expand(count, *action.shape).clone().requires_grad_()
-        with torch.enable_grad():
-            told = torch.cat([self.inputs(features).expand(count, *features.shape), own], -1)
-            q = self.fast.each(told.reshape(count, -1, told.shape[-1]))
-            grad = torch.autograd.grad(q.sum(), own, create_graph=True)[0]
+        own, seen = action.detach().expand(count, *action.shape), self.inputs(features).expand(count, *features.shape)
+
+        def total(tried: Tensor) -> Tensor:
+            return self.fast.each(torch.cat([seen, tried], -1).reshape(count, -1, width)).sum()
+
+        width = own.shape[-1] + seen.shape[-1]
+        # a transform, not a call of autograd: it is traced with the rest of an update
+        grad = torch.func.grad(total)(own)
         grad = grad / (grad.norm(dim=-1, keepdim=True) + 1e-10)
         # sum_{i != j} <g_i, g_j> = |sum_i g_i|^2 - sum_i |g_i|^2
         return (grad.sum(0).square().sum(-1) - grad.square().sum((0, -1))) / (count - 1)

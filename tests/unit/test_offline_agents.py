@@ -646,3 +646,29 @@ def test_modules_of_a_rule_are_part_of_the_agents_state() -> None:
     agent = small("iql")
     assert isinstance(agent.rule, nn.Module)
     assert any(name.startswith("model/rule.net") for name in agent.state_dict())
+
+
+@pytest.mark.parametrize("version", ["edac", "leq"])
+def test_an_update_with_gradients_inside_is_traced_without_a_break_and_is_the_same(version: str) -> None:
+    agent = small(version, **({"rule": LEQConfig(horizon=1)} if version == "leq" else {}))
+    agent.learn(lived(0))
+    data = agent.draw()
+    torch._dynamo.reset()
+    traced = torch.compile(agent.losses, fullgraph=True, dynamic=False, backend="eager")
+    found = []
+    for losses_ in (agent.losses, traced):
+        torch.manual_seed(0)
+        total = losses_(data)[0]
+        found.append([total, *torch.autograd.grad(total, agent.optimizer.parameters, materialize_grads=True)])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("version", ["mobile", "leq", "rambo"])
+def test_the_model_stays_where_it_is_in_memory(version: str) -> None:
+    """What was captured of an update as a CUDA graph reads it there."""
+    agent = replace(small(version).config, refit_every=0 if version == "rambo" else 2).build(SPEC)
+    agent.learn(lived(0))
+    where = [p.data_ptr() for p in agent.model.parameters()]
+    for at in range(4):
+        agent.learn(lived(at))
+    assert [p.data_ptr() for p in agent.model.parameters()] == where

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import pytest
 import torch
 from torch import nn
 
@@ -155,3 +156,29 @@ def test_adam_goes_on_from_its_state():
         optimizer.backward(net(torch.ones(1, 3)).square().sum())
         optimizer.step()
     assert torch.equal(first.flat, second.flat)
+
+
+def test_parameters_that_lie_side_by_side_stay_where_they_are() -> None:
+    layer = torch.nn.Linear(3, 2)
+    first = Adam([(layer.parameters(), 0.1)])
+    where, before = [p.data_ptr() for p in layer.parameters()], layer.weight.detach().clone()
+    second = Adam([(layer.parameters(), 0.1)])
+    assert [p.data_ptr() for p in layer.parameters()] == where and first.flat.data_ptr() == second.flat.data_ptr()
+    second.backward(layer(torch.ones(1, 3)).sum())
+    second.step()
+    assert not torch.equal(before, layer.weight) and torch.equal(first.flat, second.flat)
+    # in another order they do not lie side by side
+    assert Adam([([layer.bias, layer.weight], 0.1)]).flat.data_ptr() != where[0]
+
+
+def test_a_group_waits_for_its_turn_and_another_is_slowed() -> None:
+    one, other = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
+    optimizer = Adam([([one], 0.1), ([other], 0.1)])
+    for turn in (True, False):
+        optimizer.backward((one + other).sum())
+        optimizer.step(turns=(torch.tensor(True), torch.tensor(turn)), paces=(torch.tensor(0.5), torch.tensor(1.0)))
+    # Adam's steps have the length of the learning rate while the gradient stays
+    assert one.detach().tolist() == pytest.approx([-0.1] * 2) and other.detach().tolist() == pytest.approx([-0.1] * 2)
+    assert optimizer.count.tolist() == [2, 1]
+    optimizer.forget()
+    assert all(float(x.abs().sum()) == 0 for x in optimizer.state_dict().values()) and float(one.sum().detach()) < 0

@@ -209,7 +209,7 @@ class EnsembleModel(nn.Module):
 
     def _rounds(self, x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor) -> dict[str, Tensor]:
         c, members, rows = self.config, self.config.members, len(x)
-        mine = [*self.net.parameters(), self.lower, self.upper]
+        mine = [*self.parameters()]
         optimizer = Adam([(mine, c.lr)])
         best = [p.detach().clone() for p in mine]
         lowest = torch.full((members,), float("inf"), device=x.device)

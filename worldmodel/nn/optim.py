@@ -25,15 +25,18 @@ class Flat:
         if not self.parameters:
             raise ValueError(f"{name} got no parameters that require gradients")
         total = sum(p.numel() for p in self.parameters)
-        self.flat = torch.empty(total, device=self.parameters[0].device, dtype=torch.float32)
+        # where another optimiser has put them side by side they stay: others may hold on to that memory
+        held = _side_by_side(self.parameters, total)
+        self.flat = torch.empty(total, device=self.parameters[0].device) if held is None else held
         self.grad = torch.zeros_like(self.flat)
         self._grads: list[Tensor] = []
         at = 0
         with torch.no_grad():
             for p in self.parameters:
                 view = self.flat[at : at + p.numel()].view_as(p)
-                view.copy_(p)
-                p.data = view
+                if held is None:
+                    view.copy_(p)
+                    p.data = view
                 p.grad = self.grad[at : at + p.numel()].view_as(p)
                 self._grads.append(p.grad)
                 at += p.numel()
@@ -218,6 +221,18 @@ def without_gradient(module: M) -> M:
     for mine, theirs in zip([*twin.parameters(), *twin.buffers()], [*module.parameters(), *module.buffers()]):
         mine.data = theirs.data
     return twin
+
+
+def _side_by_side(parameters: Sequence[nn.Parameter], total: int) -> Tensor | None:
+    """The (total,) float32 that these parameters are, in order; None where they are not."""
+    at, storage = parameters[0].storage_offset(), parameters[0].untyped_storage()
+    start = at
+    for p in parameters:
+        same = p.dtype == torch.float32 and p.is_contiguous() and p.storage_offset() == at
+        if not same or p.untyped_storage().data_ptr() != storage.data_ptr():
+            return None
+        at += p.numel()
+    return parameters[0].detach().as_strided((total,), (1,), start)
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:

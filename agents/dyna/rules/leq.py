@@ -83,24 +83,27 @@ class LEQ(nn.Module):
         """Rollouts by the policy's mode from (N, F), all without gradient: features (N, H+1, F), actions (N, H+1, A),
         Q, lambda-returns, whether the state was reached alive (N, H+1), and the gradient of each return by its own
         action (N, H+1, A), later actions following the policy."""
-        horizon, actions = self.config.horizon, it.actor
-        with torch.enable_grad():
-            nudge = x.new_zeros(len(x), horizon + 1, actions.actions, requires_grad=True)
+        horizon, actions, model = self.config.horizon, it.actor, it.model
+
+        def promised(nudge: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             path = unroll(
-                it.model, lambda now, t: actions(it.model.features(now)).mode() + nudge[:, t], it.place(x), horizon
+                model, lambda now, t: actions(model.features(now)).mode() + nudge[:, t], it.place(x), horizon
             )
-            states = it.model.features(path.states)
+            states = model.features(path.states)
             action = torch.cat([path.action, (actions(states[:, -1]).mode() + nudge[:, -1]).unsqueeze(1)], 1)
             value = it.judge.value(states, action)
             goes_on = (path.continues > 0.5).float()
-            alive = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on], 1).cumprod(1).detach()
+            alive = torch.cat([torch.ones_like(goes_on[:, :1]), goes_on], 1).cumprod(1)
             back, share = losses.mixed_returns(
                 value=value, reward=path.reward, alive=alive, discount=it.discount, lam=self.config.lam
             )
-            # every later return enters the first one by its share alone, so one gradient holds that of each
-            slope = torch.autograd.grad(back[:, 0].sum(), nudge)[0]
-        slope = torch.where(share.unsqueeze(-1) > 0, slope / share.clamp(min=1e-12).unsqueeze(-1), 0.0)
-        return states.detach(), action.detach(), value.detach(), back.detach(), alive, slope.detach()
+            return back[:, 0].sum(), (states, action, value, back, alive, share)
+
+        # every later return enters the first one by its share alone, so one gradient holds that of each
+        slope, dreamt = torch.func.grad(promised, has_aux=True)(x.new_zeros(len(x), horizon + 1, actions.actions))
+        states, action, value, back, alive, share = (part.detach() for part in dreamt)
+        slope = slope.detach() / share.clamp(min=1e-12).unsqueeze(-1)
+        return states, action, value, back, alive, torch.where(share.unsqueeze(-1) > 0, slope, 0.0)
 
     def track(self, it: Learner, healthy: Tensor) -> None:
         """It has no slow copies of its own."""
