@@ -1,5 +1,4 @@
-"""A Transformer with categorical latents over a window of the past: a sequence is filtered in parallel (STORM, Zhang et
-al. 2023).
+"""A Transformer over a window of the past, with categorical latents (STORM, Zhang et al. 2023).
 
 What related methods would add, and where it would go: TWISTER (Burchi and Timofte 2025) predicts latents of augmented
 views several steps ahead by contrast: an Objective that is also given actions. Simulus (Cohen et al. 2025) has many
