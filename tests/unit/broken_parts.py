@@ -25,7 +25,8 @@ class SoundConfig:
     """A small model that keeps its promises; the others say what they do wrong."""
 
     memory: int = 8
-    latent: int = 4
+    choices: int = 2
+    classes: int = 2
     units: int = 8
     free_nats: float = 0.1
     prior_scale: float = 1.0
