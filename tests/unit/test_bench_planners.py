@@ -267,6 +267,12 @@ def test_a_planner_that_does_not_fit_is_a_sentence_in_its_row() -> None:
     assert "error" not in score.scored(rows)[0] and score.scored(rows)[-1] == rows[-1]
 
 
+def test_climbing_a_return_made_of_steps_is_a_sentence_in_its_row() -> None:
+    contest = Contest(planners=("gradient", "gradcem", "icem"), budgets=(30,), seeds=1, episodes=1)
+    rows = {row["planner"]: row.get("error", "") for row in analytic.measure(contest, ("needle",))}
+    assert not rows["icem"] and all("here it has none" in rows[name] for name in ("gradient", "gradcem"))
+
+
 def test_a_budget_is_about_what_planners_look_at() -> None:
     """Model evaluations over trajectories x horizon, for all but trees, which look at less."""
     problem = problems.bound()

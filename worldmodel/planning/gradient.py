@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import tree
-from worldmodel.errors import check_range
+from worldmodel.errors import UserError, check_range
 from worldmodel.planning import noise
 from worldmodel.planning.population import Info, best, blank, bounded, require, told, warm
 from worldmodel.protocols import PlanningObjective
@@ -84,11 +84,17 @@ class GradientPlanner:
 def slope(objective: PlanningObjective[S], state: S, candidates: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     """Scores (B, N) of candidates (B, N, H, A), and their gradient, its norm at each time step at most ``clip``.
 
-    A candidate whose gradient is not finite stays where it is. No parameter gets a gradient.
+    A candidate whose gradient is not finite stays where it is. No parameter gets a gradient. Raises UserError where
+    the score is no differentiable function of actions.
     """
     with torch.enable_grad():
         x = candidates.detach().requires_grad_()
         score = objective.score(tree.detach(state), x)
+        if not score.requires_grad:
+            raise UserError(
+                "this planner climbs the gradient of the predicted return, and here it has none: rewards and ends are "
+                "steps of the state; take a planner that samples, such as icem or mppi"
+            )
         (gradient,) = torch.autograd.grad(score.sum(), x)
     gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
     norm = gradient.norm(dim=-1, keepdim=True)
