@@ -27,6 +27,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path, list[files.Played]], Path]]] = {
     "d4rl": ("a.hdf5", files.d4rl), "minari": ("a", files.minari), "arrival": ("a", files.arrival),
     "departure": ("a", files.departure), "neorl": ("a.npz", files.neorl),
 }
+EVERY = {**LAYOUTS, "vd4rl": ("a.hdf5", files.vd4rl)}
 
 
 @pytest.fixture
@@ -198,6 +199,13 @@ def test_d4rl_cuts_an_episode_where_rows_do_not_follow_each_other(tmp_path: Path
     np.testing.assert_allclose(told, played[0].reward[order], rtol=1e-4, atol=1e-3)
 
 
+def test_d4rl_takes_columns_of_one(tmp_path: Path, played: list[files.Played]) -> None:
+    path = files.d4rl(tmp_path / "a.hdf5", played)
+    for key in ("rewards", "terminals", "timeouts"):
+        broken(path, key, lambda x: x[:, None])
+    files.assert_right(list(open_dataset(path)), played)
+
+
 def test_d4rl_without_timeouts_wants_to_know_the_limit(tmp_path: Path) -> None:
     played = files.play((4, 4, 2), (False, False, True))
     path = files.d4rl(tmp_path / "a.hdf5", played, with_next=False, timeouts=False)
@@ -257,6 +265,11 @@ BROKEN: dict[str, tuple[str, str, Callable[[np.ndarray], Any], tuple[str, ...]]]
     "arrival misses": ("arrival", "is_terminal", lambda x: None, ("-abc0-5.npz", "'is_terminal'")),
     "arrival shape": ("arrival", "reward", lambda x: x[:-1], ("-abc0-5.npz", "4")),
     "arrival nan": ("arrival", "vector", nan, ("episode 0", "'vector'", "step 3")),
+    "departure misses": ("departure", "is_terminal", lambda x: None, ("-id3-0-3.npz", "'is_terminal'")),
+    "departure nan": ("departure", "vector", nan, ("-id3-0-3.npz, episode 2", "'vector'", "step 4")),
+    "vd4rl misses": ("vd4rl", "discount", lambda x: None, ("a.hdf5", "'discount'")),
+    "vd4rl shape": ("vd4rl", "action", lambda x: x[:-1], ("a.hdf5", "'action'")),
+    "vd4rl nan": ("vd4rl", "reward", nan, ("a.hdf5, episode 2", "reward", "step 3")),
     "neorl misses": ("neorl", "next_obs", lambda x: None, ("a.npz",)),
     "neorl shape": ("neorl", "action", lambda x: x[1:], ("a.npz", "'action'")),
     "neorl nan": ("neorl", "reward", nan, ("episode 2", "reward", "step 3")),
@@ -268,20 +281,23 @@ def test_a_broken_file_is_a_sentence_with_file_key_and_episode(
     case: str, tmp_path: Path, played: list[files.Played], capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout, key, change, said = BROKEN[case]
-    name, write = LAYOUTS[layout]
+    name, write = EVERY[layout]
     path = write(tmp_path / name, played)
-    target = {"minari": path / "data" / "main_data.hdf5", "arrival": min(path.glob("*.npz"), default=path)}
+    chunk = next(path.glob("*-id3-0-*.npz"), path)
+    target = {
+        "minari": path / "data" / "main_data.hdf5", "arrival": min(path.glob("*.npz"), default=path), "departure": chunk
+    }
     broken(target.get(layout, path), key, change)
     assert cli.main(["data", "inspect", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(word in error for word in said), error
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", EVERY)
 def test_a_file_cut_short_is_a_sentence(
     layout: str, tmp_path: Path, played: list[files.Played], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name, write = LAYOUTS[layout]
+    name, write = EVERY[layout]
     path = write(tmp_path / name, played)
     victim = path if path.is_file() else max(path.rglob("*.*"), key=lambda each: each.stat().st_size)
     kind = {"arrival": "dreamer", "departure": "dreamer"}.get(layout, layout)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.unit import data_files as files
-from worldmodel import cli, presets, runs
+from worldmodel import cli, presets, runs, tree
 from worldmodel.config import Run
 from worldmodel.data.episodes import Actions, Dataset, Episode, Header
 from worldmodel.data.formats import open_dataset
@@ -83,16 +83,20 @@ def test_every_start_is_drawn_the_first_step_of_the_data_too(tmp_path: Path, pla
 
 
 def test_steps_at_once_are_steps_one_by_one(tmp_path: Path, played: list[files.Played]) -> None:
-    whole = filled(files.d4rl(tmp_path / "a.hdf5", played))
-    batch = whole.read(0, whole.total_steps)
-    single = RingReplay(whole.config, SPEC, MEMORY, 1, home=CPU, device=CPU, seed=0)
-    for t in range(whole.total_steps):
+    batch = filled(files.d4rl(tmp_path / "a.hdf5", played)).read(0, 19)
+    config = replace(SMALL, online_fraction=1.0, sampler="prioritized")
+    whole, single = (RingReplay(config, SPEC, MEMORY, 1, home=CPU, device=CPU, seed=0) for _ in range(2))
+    for first, last in ((0, 2), (2, 3), (3, 19)):
+        whole.extend(tree.index(replace(batch, index=None), (slice(None), slice(first, last))))
+    for t in range(19):
         step = Step(
             obs={"state": batch.obs["state"][:, t]}, reward=batch.reward[:, t], is_first=batch.is_first[:, t],
             is_last=batch.is_last[:, t], is_terminal=batch.is_terminal[:, t],
         )
         single.add(step, batch.action[:, t], {})
-    assert single.digest() == whole.digest()
+    assert single.digest() == whole.digest() and single.stats()["fresh"] > 3
+    with pytest.raises(ValueError, match="at most 100"):
+        whole.extend(tree.index(replace(batch, index=None), (slice(None), torch.zeros(101, dtype=torch.int64))))
 
 
 def test_data_on_disk_is_data_in_memory(tmp_path: Path, played: list[files.Played]) -> None:
@@ -356,6 +360,17 @@ def test_dreamer_learns_from_pixels_of_a_dataset_and_goes_on_bit_for_bit(tmp_pat
     digests = [{n: e.sha256 for n, e in x.files.items() if n != "trainer.json"} for x in (one, other)]
     assert digests[0] == digests[1] and not any("data-steps" in name for name in digests[0])
     assert all(row["loss/total"] > 0 for row in rows(tmp_path / "whole") if "loss/total" in row)
+
+
+def test_a_planning_agent_learns_from_data_too(tmp_path: Path) -> None:
+    words = ["--env", "tdmpc2 --task catch", "--episodes", "2", "--format", "dreamer"]
+    assert cli.main(["data", "collect", *words, str(tmp_path / "catch")]) == 0
+    run = presets.find_preset("tdmpc2").build({"task": "catch", "size": "nano"})
+    train = TrainConfig(steps=2, eval_every=0, eval_episodes=1, eval_envs=1, threads=1, pool="serial")
+    small = replace(run.replay, batch_size=2, length=4)
+    run = replace(run, data=str(tmp_path / "catch"), replay=small, train=train, device="cpu")
+    assert runs.start(run, tmp_path / "r", live=False).updates == 2
+    assert all(torch.isfinite(x).all() for x in newest(tmp_path / "r").tensors("agent_model").values())
 
 
 # Offline to online
