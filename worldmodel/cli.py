@@ -275,7 +275,7 @@ def _bench_planners(argv: list[str]) -> int:
     written = document.write(asked.out, found)
     print(document.markdown(found))
     print(f"\n{', '.join(str(path) for path in written)}")
-    return 0
+    return int(any(row.get("broken") for row in found["rows"] + found["latency"]))
 
 
 def _bench_reach(argv: list[str]) -> int:

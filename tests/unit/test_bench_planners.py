@@ -22,6 +22,7 @@ from worldmodel.envs.toys import ToyConfig
 from worldmodel.models.analytic import Pendulum, Point
 from worldmodel.models.courses import Course
 from worldmodel.planning.icem import ICEM
+from worldmodel.planning.shooting import RandomShooting
 
 MINE = """
 import torch
@@ -265,6 +266,24 @@ def test_a_planner_that_does_not_fit_is_a_sentence_in_its_row() -> None:
     rows = analytic.measure(contest(planners=("worldmodel.planning.categorical:CategoricalCEM",)), ("bound",))
     assert "CategoricalCEM plans discrete actions" in rows[-1]["error"]
     assert "error" not in score.scored(rows)[0] and score.scored(rows)[-1] == rows[-1]
+
+
+class Broken(RandomShooting):
+    def __call__(self, *args: Any) -> Any:
+        raise ZeroDivisionError("in the middle")
+
+
+def test_a_planner_that_breaks_costs_its_row_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.py").write_text("from tests.unit.test_bench_planners import Broken\n")
+    monkeypatch.chdir(tmp_path)
+    words = ["--problems", "bound", "--planners", "broken.py:Broken", "shooting", "--budgets", "8", "--seeds", "1"]
+    assert cli.main(["bench", "planners", "analytic", *words, "--episodes", "1", "--out", "out"]) == 1
+    found = json.loads((tmp_path / "out" / "planners.json").read_text())["rows"]
+    rows = {row["planner"]: row for row in found}
+    assert rows["broken.py:Broken"]["error"] == "ZeroDivisionError: in the middle" and "returns" in rows["shooting"]
+    assert "in the middle" in capsys.readouterr().err
 
 
 def test_climbing_a_return_made_of_steps_is_a_sentence_in_its_row() -> None:

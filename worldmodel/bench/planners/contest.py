@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -149,8 +150,12 @@ class Nothing:
 
 
 def attempt(row: Row, measure: Callable[[], Row]) -> Row:
-    """A row, or the sentence why there is none."""
+    """A row, or the sentence why there is none. What a planner raises besides is shown, and costs its row alone: such a
+    row is ``broken``."""
     try:
         return row | measure()
     except UserError as error:
         return row | {"error": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        return row | {"error": f"{type(error).__name__}: {error}", "broken": True}
