@@ -53,8 +53,8 @@ def agent(version: Version = "mbpo", *, ends: Ends = "never", refit_every: int =
 
 def model_free(version: ModelFree) -> DynaConfig:
     """sac: Haarnoja et al. 2018. redq: Chen et al. 2021. edac: An et al. 2021. bc: behaviour cloning, by squared
-    errors. td3bc: Fujimoto and Gu 2021. iql: Kostrikov et al. 2022, locomotion, rewards as they are (the authors scale
-    them by the data's best and worst return). cql: Kumar et al. 2020 by OfflineRL-Kit.
+    errors. td3bc: Fujimoto and Gu 2021. iql: Kostrikov et al. 2022, locomotion. cql: Kumar et al. 2020 by
+    OfflineRL-Kit.
     """
     wide = PolicyConfig(units=WIDE)
     return {
@@ -66,7 +66,8 @@ def model_free(version: ModelFree) -> DynaConfig:
         "bc": lambda: DynaConfig(model=None, rule=CloningConfig()),
         "td3bc": lambda: DynaConfig(model=None, rule=TD3BCConfig(), standardise=True, policy_delay=2),
         "iql": lambda: DynaConfig(
-            model=None, rule=IQLConfig(), policy=PolicyConfig(noise="added"), policy_lr_ends=1_000_000
+            model=None, rule=IQLConfig(), policy=PolicyConfig(noise="added"), policy_lr_ends=1_000_000,
+            reward_unit="returns",
         ),
         "cql": lambda: DynaConfig(
             model=None, rule=SoftConfig(backup="plain"), conservatism=ConservatismConfig(weight=5.0),
@@ -78,7 +79,7 @@ def model_free(version: ModelFree) -> DynaConfig:
 def dreaming(version: Dreaming, *, ends: Ends = "never", refit_every: int = 0) -> DynaConfig:
     """mbpo: Janner et al. 2019, branches of one step. mopo: Yu et al. 2020, combo: Yu et al. 2021, mobile: Sun et al.
     2023, all three by OfflineRL-Kit. rambo: Rigter et al. 2022. morel: Kidambi et al. 2020, whose policy gradient is
-    SAC here. leq: Park and Lee 2025, rewards as they are. ravl: Sims et al. 2024, its README's example. reach: ours.
+    SAC here. leq: Park and Lee 2025. ravl: Sims et al. 2024, its README's example. reach: ours.
     """
     model = EnsembleModelConfig(ends=ends)
     branch = BranchConfig(rows=50_000, every=1000, keep=5, length=5)
@@ -109,7 +110,7 @@ def dreaming(version: Dreaming, *, ends: Ends = "never", refit_every: int = 0) -
         "leq": {
             "rule": LEQConfig(), "value": CriticsConfig(members=1, units=WIDE, norm="layer"),
             "policy": PolicyConfig(units=WIDE), "batch_size": 512, "real_ratio": 0.5, "discount": 0.997, "lr": 1e-4,
-            "policy_lr": 3e-5, "policy_lr_ends": 1_000_000, "standardise": True,
+            "policy_lr": 3e-5, "policy_lr_ends": 1_000_000, "standardise": True, "reward_unit": "returns",
         },
         "ravl": {
             "value": CriticsConfig(members=10, units=WIDE, diversity=1.0), "policy": PolicyConfig(units=WIDE),

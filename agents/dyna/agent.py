@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -16,7 +16,7 @@ from worldmodel import tree
 from worldmodel.agents.dyna import losses
 from worldmodel.agents.dyna.adversary import Adversary, AdversaryConfig
 from worldmodel.agents.dyna.branches import BranchConfig, branch
-from worldmodel.agents.dyna.buffer import Ring, flatten, marks
+from worldmodel.agents.dyna.buffer import Ring, episode_returns, flatten, marks
 from worldmodel.agents.dyna.pessimism import (
     ConservatismConfig,
     Halt,
@@ -80,6 +80,9 @@ class DynaConfig:
     standardise: bool = False
     """Policy and critics read features less their mean, by their standard deviation, of the data held at the first
     update."""
+    reward_unit: Literal["raw", "returns"] = "raw"
+    """As they are, or a thousandth of the difference between the best and the worst episode held at the first update,
+    where whole episodes are held in their order (--data; IQL, LEQ). Values are then in this unit too."""
     clone_first: int = 0
     """Updates of the policy by cloning, before the first one (RAMBO)."""
     discount: float = 0.99
@@ -172,6 +175,7 @@ class Dyna:
         )
         self.updates, self.told = 0, False
         self.skipped = Skipped(device)
+        self.unit = torch.ones((), device=device)
         self._turn, self._pace = (torch.ones((), device=device, dtype=kind) for kind in (torch.bool, torch.float32))
         self.streams = {"learn": Stream(seed=seed * 1000 + 1, device=device)}
         self.steps: dict[str, Callable[..., Any]] = {"learn": self.learn_step, "act": self.act_step}
@@ -213,6 +217,7 @@ class Dyna:
         self.told = True
         data, real = flatten(batch, read_vectors(batch.obs, self.axes))
         mark = marks(batch.index, batch.reward.shape[1], self.config.holdout, len(real)).to(real.device)
+        data = replace(data, reward=data.reward * self.unit)
         self.seen.add(tree.index(data, real), mark[real])
 
     def learn(self, batch: Batch) -> Update:
@@ -241,6 +246,7 @@ class Dyna:
         rows = torch.arange(len(real), device=real.device)
         at = torch.where(real, rows, -1).cummax(0).values
         at = torch.where(at < 0, real.int().argmax(), at)
+        data = replace(data, reward=data.reward * self.unit)
         self.seen.add(tree.index(data, at), mark[at])
 
     def prepare(self) -> dict[str, Tensor]:
@@ -270,8 +276,14 @@ class Dyna:
         return found
 
     def begin(self) -> dict[str, Tensor]:
-        """Before the first update: measure the features, and clone, where either is asked for."""
+        """Before the first update: measure rewards and features, and clone, where any of this is asked for."""
         found: dict[str, Tensor] = {}
+        if self.config.reward_unit == "returns":
+            returns = episode_returns(self.seen.at(slice(0, len(self.seen))))
+            if len(returns) > 1 and float(spread := returns.max() - returns.min()) > 0:
+                self.unit.copy_(1000 / spread)
+                cast(Tensor, self.seen.reward).mul_(self.unit)
+            found["reward/unit"] = 1 / self.unit
         if self.config.standardise:
             x = self.seen.at(slice(0, len(self.seen))).x
             for part in (self.actor, self.rule, self.value):
@@ -283,7 +295,7 @@ class Dyna:
             error = losses.cloning_error(action=self.actor(data.x).sample(), done=data.action).mean()
             self.optimizer.backward(error)
             self.optimizer.step(torch.isfinite(error))
-            found = {"actor/cloned": error.detach()}
+            found["actor/cloned"] = error.detach()
         if self.config.clone_first:
             self.optimizer.forget()
         return found
@@ -397,7 +409,8 @@ class Dyna:
             optim=self.optimizer.state_dict(), rng={"learn": self.streams["learn"].state},
             adversary={} if self.adversary is None else self.adversary.optimizer.state_dict(),
             count={
-                "updates": torch.tensor(self.updates), "told": torch.tensor(self.told), **self.skipped.state_dict(),
+                "updates": torch.tensor(self.updates), "told": torch.tensor(self.told), "unit": self.unit,
+                **self.skipped.state_dict(),
             },
         )
 
@@ -413,6 +426,7 @@ class Dyna:
             self.adversary.optimizer.load_state_dict(groups["adversary"])
         self.streams["learn"] = Stream(state=groups["rng"]["learn"].clone(), device=self.device)
         self.skipped.load_state_dict(groups["count"])
+        self.unit.copy_(groups["count"]["unit"])
         self.updates, self.told = int(groups["count"]["updates"]), bool(groups["count"]["told"])
 
     def adopt(self, state: Mapping[str, Tensor]) -> None:

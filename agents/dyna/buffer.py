@@ -91,3 +91,13 @@ def marks(index: Tensor | None, time: int, share: float, rows: int) -> Tensor:
     # Knuth's multiplicative hash: neighbours come to lie apart
     hashed = ((index[:, :1] * 40503 + step) * 2654435761) % 2**32
     return (hashed.double() / 2**32 < share).float().flatten()
+
+
+def episode_returns(data: Transitions) -> Tensor:
+    """(M,) returns of the whole episodes in (N, ...) transitions; (0,) where these do not follow each other."""
+    ends = (data.terminal + data.edge) > 0
+    follows = (data.next_x[:-1] == data.x[1:]).all(-1) | ends[:-1]
+    if not bool(follows.all()):
+        return data.reward.new_zeros(0)
+    total = data.reward.double().cumsum(0)[ends]
+    return total.diff(prepend=total.new_zeros(1)).float()

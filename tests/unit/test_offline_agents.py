@@ -18,6 +18,7 @@ from worldmodel import tree
 from worldmodel.agents.dyna import losses
 from worldmodel.agents.dyna.adversary import AdversaryConfig
 from worldmodel.agents.dyna.agent import BranchConfig, Dyna, DynaConfig
+from worldmodel.agents.dyna.buffer import episode_returns
 from worldmodel.agents.dyna.pessimism import (
     ConservatismConfig,
     Halt,
@@ -609,6 +610,29 @@ def test_features_are_standardised_by_all_that_is_held(version: str) -> None:
     if isinstance(agent.rule, TD3BC):
         assert torch.equal(agent.rule.slow.inputs.shift, agent.actor.inputs.shift)
     assert torch.equal(agent.learner.judge.inputs.shift, agent.value.inputs.shift)
+
+
+def test_rewards_are_counted_in_thousandths_of_the_spread_of_returns() -> None:
+    agent = made(rule=IQLConfig(units=(3,)), reward_unit="returns", first=3)
+    once = torch.zeros(1, 7, dtype=torch.bool)
+    first, last = once.clone(), once.clone()
+    first[0, [0, 3, 5]], last[0, [2, 4, 6]] = True, True
+    reward = torch.tensor([[0.0, 1.0, 2.0, 0.0, -5.0, 0.0, 4.0]])
+    batch = Batch(
+        obs={"vector": torch.arange(14.0).view(1, 7, 2)}, action=torch.zeros(1, 7, 2), prev_action=torch.zeros(1, 7, 2),
+        reward=reward, is_first=first, is_last=last, is_terminal=last.clone(),
+    )
+    agent.hold(batch)
+    held = agent.seen.at(slice(0, 4))
+    # by hand: 3, -5 and 4, of which the best and the worst are 9 apart
+    assert episode_returns(held).tolist() == [3.0, -5.0, 4.0]
+    found = agent.begin()
+    assert float(found["reward/unit"]) == pytest.approx(0.009)
+    assert agent.seen.reward[:4].tolist() == pytest.approx([x / 0.009 for x in (1.0, 2.0, -5.0, 4.0)])
+    agent.hold(batch)
+    assert float(agent.seen.reward[4]) == pytest.approx(1 / 0.009)
+    # transitions that were drawn do not follow each other: their rewards stay
+    assert len(episode_returns(tree.index(held, torch.tensor([1, 0, 2, 3])))) == 0
 
 
 def test_cloning_first_leaves_no_trace_in_moments() -> None:
