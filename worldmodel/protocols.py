@@ -339,6 +339,8 @@ class Holds(Protocol):
 
     capacity: int
     """Transitions that it keeps; older ones go."""
+    needed: int
+    """Transitions without which it does not learn."""
 
     def hold(self, batch: Batch) -> None:
         """Take in (N, T, ...) steps of N environments that follow each other: every transition of a run or of data is

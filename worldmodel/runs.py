@@ -292,7 +292,7 @@ def _train(
             adopt_agent(agent, _source(Path(run.init), display.message))
         replay, data = _make_replay(run, pool, agent, device, run_dir)
         if checkpoint is None and data is not None:
-            hold_all(agent, data)
+            hold_all(agent, data, more=not run.is_offline)
         eval_envs = min(run.train.eval_envs, run.train.eval_episodes)
         evaluator = Evaluator(
             make_pool=lambda: make_pool(run.env, eval_envs, on_event=display.message),

@@ -211,6 +211,10 @@ class Dyna:
     def capacity(self) -> int:
         return self.config.recent
 
+    @property
+    def needed(self) -> int:
+        return min(self.config.first, self.config.recent)
+
     @torch.no_grad()
     def hold(self, batch: Batch) -> None:
         """Take in transitions that are all new; from the first time on, none is taken from what ``learn`` is given."""
@@ -226,7 +230,7 @@ class Dyna:
         with self.streams["learn"]:
             if not self.told:
                 self.absorb(batch)
-            if self.seen.total < min(self.config.first, self.config.recent):
+            if self.seen.total < self.needed:
                 return Update(metrics={}, memory={})
             metrics = self.prepare()
             c = self.config

@@ -266,7 +266,7 @@ def newest(folder: Path) -> Any:
 
 
 def test_an_agent_that_holds_gets_every_transition_once_in_order(tmp_path: Path, played: list[files.Played]) -> None:
-    config = run_of().agent
+    config = replace(run_of().agent, first=10)
     agent = config.build(SPEC)
     hold_all(agent, filled(files.d4rl(tmp_path / "a.hdf5", played)))
     held = agent.seen.at(slice(0, len(agent.seen)))
@@ -278,6 +278,8 @@ def test_an_agent_that_holds_gets_every_transition_once_in_order(tmp_path: Path,
     assert held.terminal.sum() == 2 and held.edge.sum() == 2
     with pytest.raises(UserError, match=r"14 transitions.*--agent.recent 14"):
         hold_all(replace(config, recent=10, first=5).build(SPEC), filled(tmp_path / "a.hdf5"))
+    with pytest.raises(UserError, match=r"14 transitions.*fewer than 50.*--agent.first 14"):
+        hold_all(replace(config, first=50).build(SPEC), filled(tmp_path / "a.hdf5"))
 
 
 def test_long_data_is_held_across_the_borders_of_chunks(
@@ -285,7 +287,7 @@ def test_long_data_is_held_across_the_borders_of_chunks(
 ) -> None:
     monkeypatch.setattr("worldmodel.train.hold.CHUNK", 3)
     agent = run_of().agent.build(SPEC)
-    hold_all(agent, filled(files.d4rl(tmp_path / "a.hdf5", played)))
+    hold_all(agent, filled(files.d4rl(tmp_path / "a.hdf5", played)), more=True)
     np.testing.assert_array_equal(
         agent.seen.at(slice(0, len(agent.seen))).reward, np.concatenate([each.reward for each in played])
     )

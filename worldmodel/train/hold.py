@@ -17,10 +17,11 @@ def hold_newest(agent: Agent[Any], replay: Replay, num_envs: int) -> None:
         agent.hold(replay.read(count - 2, count))
 
 
-def hold_all(agent: Agent[Any], replay: Replay) -> None:
+def hold_all(agent: Agent[Any], replay: Replay, *, more: bool = False) -> None:
     """Give an agent that ``Holds`` everything in a replay of one stream.
 
-    Raises: UserError where it is more than the agent keeps.
+    Args: more: whether others follow, that are lived.
+    Raises: UserError where it is more than the agent keeps, or, without others, less than it needs.
     """
     if not isinstance(agent, Holds):
         return
@@ -33,4 +34,9 @@ def hold_all(agent: Agent[Any], replay: Replay) -> None:
     if held > agent.capacity:
         raise UserError(
             f"the data has {held:,} transitions, but the agent holds {agent.capacity:,}; set --agent.recent {held}"
+        )
+    if held < agent.needed and not more:
+        raise UserError(
+            f"the data has {held:,} transitions, but the agent does not learn from fewer than {agent.needed:,}; set "
+            f"--agent.first {held}"
         )
