@@ -51,7 +51,8 @@ class Carry:
 
 @dataclass(frozen=True, kw_only=True)
 class DynaConfig:
-    """SAC on real and dreamed transitions; the defaults are MBPO's where they do not depend on the task."""
+    """A rule that learns from real and dreamed transitions, and what doubt costs; the defaults are MBPO's where they do
+    not depend on the task."""
 
     model: Any = field(default_factory=EnsembleModelConfig)
     """``build(spec) -> WorldModel`` whose features are the observation; None: no dreams, model-free."""
@@ -111,6 +112,12 @@ class DynaConfig:
         check_range(self, 0, "real_ratio", "discount", "holdout", high=1)
         if self.halt.coefficient and self.discount == 1:
             raise ValueError("halt needs a discount below 1: the state that dreams halt in goes on for ever")
+        pressed = self.batch_size - self.real if self.conservatism.over == "dreams" else self.batch_size
+        if self.conservatism.weight and not (self.real and pressed):
+            raise ValueError(
+                f"conservatism lifts real actions and presses drawn ones down, over={self.conservatism.over!r}, but of "
+                f"{self.batch_size} rows {self.real} are real; choose another real_ratio or over='mix'"
+            )
         if self.reach.detector == "ensemble" and getattr(self.value, "members", 2) < 2:
             raise ValueError("the detector ensemble needs a critic with at least 2 members")
 

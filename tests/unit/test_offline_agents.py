@@ -660,6 +660,8 @@ def test_policies_of_both_kinds_keep_actions_within_bounds() -> None:
     lambda: LEQConfig(lam=0.0), lambda: IQLConfig(expectile=1.5), lambda: ConservatismConfig(temperature=0.0),
     lambda: HaltConfig(earns="most"), lambda: AdversaryConfig(rows=0), lambda: PolicyConfig(noise="none"),
     lambda: DynaConfig(discount=1.0, halt=HaltConfig(coefficient=3.0)), lambda: TD3BCConfig(rate=2.0),
+    lambda: DynaConfig(real_ratio=0.0, conservatism=ConservatismConfig(weight=1.0)),
+    lambda: DynaConfig(model=None, conservatism=ConservatismConfig(weight=1.0, over="dreams")),
 ])
 def test_numbers_that_make_no_sense_are_refused(wrong: Any) -> None:
     with pytest.raises(ValueError):
