@@ -329,7 +329,7 @@ def test_dreams_go_no_further_than_a_halt() -> None:
     assert data.terminal.tolist() == [1] * 4 and data.edge.tolist() == [0] * 4
 
 
-def test_ramboss_model_loss_by_loops(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_of_an_adversarys_model_by_loops(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = made(model=NET, real_ratio=0.25, adversary=AdversaryConfig(every=5, rows=4, weight=0.7))
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([0, 1, 1, 0]))
     asked: list[Tensor] = []
