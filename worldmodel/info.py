@@ -29,7 +29,8 @@ def describe(run: Run) -> dict[str, Any]:
     finally:
         env.close()
     modules, memory_spec = _agent(run, spec)
-    decisions, frames = run.train.steps, run.train.steps * spec.repeat
+    decisions = 0 if run.is_offline else run.train.steps
+    frames = decisions * spec.repeat
     per_decision = run.train.train_ratio / (run.replay.batch_size * run.replay.length)
     return {
         "config": to_json(run),
@@ -47,8 +48,9 @@ def describe(run: Run) -> dict[str, Any]:
         "updates": {
             "per_decision": per_decision,
             "per_million_frames": per_decision * 1e6 / spec.repeat,
-            "total": round(per_decision * decisions),
+            "total": run.train.steps if run.is_offline else round(per_decision * decisions),
         },
+        "data": run.data,
         "decisions": decisions,
         "frames": frames,
         "published": run.published,
@@ -65,17 +67,22 @@ def table(facts: dict[str, Any], title: str) -> RenderableType:
     for key, array in env["obs"].items():
         rows.add_row("", f"{key} {tuple(array['shape'])} {array['dtype']} -> {env['encoders'][key]}")
     rows.add_row("", f"action ({env['action']['size']},) {env['action']['kind']}, repeat {env['repeat']}")
-    rows.add_row("length", f"{facts['decisions']:,} decisions = {facts['frames']:,} frames")
-    rows.add_row(
-        "updates",
-        f"{updates['per_decision']:.4g} per decision, {updates['per_million_frames']:,.0f} per million frames, "
-        f"{updates['total']:,} in all",
-    )
-    rows.add_row(
-        "replay",
-        f"{size(replay['bytes_at_capacity'])} at capacity ({replay['capacity']:,} steps of "
-        f"{replay['bytes_per_step']:,} bytes), {size(replay['bytes_now'])} now",
-    )
+    if facts["data"]:
+        rows.add_row("data", f"{facts['data']}, {replay['bytes_per_step']:,} bytes a step")
+    if facts["decisions"]:
+        rows.add_row("length", f"{facts['decisions']:,} decisions = {facts['frames']:,} frames")
+        rows.add_row(
+            "updates",
+            f"{updates['per_decision']:.4g} per decision, {updates['per_million_frames']:,.0f} per million frames, "
+            f"{updates['total']:,} in all",
+        )
+        rows.add_row(
+            "replay",
+            f"{size(replay['bytes_at_capacity'])} at capacity ({replay['capacity']:,} steps of "
+            f"{replay['bytes_per_step']:,} bytes), {size(replay['bytes_now'])} now",
+        )
+    else:
+        rows.add_row("updates", f"{updates['total']:,}, offline")
     rows.add_row("parameters", f"{facts['parameters']['total']:,}")
     for name, count in facts["parameters"]["modules"].items():
         rows.add_row("", f"{count:>13,}  {name}")

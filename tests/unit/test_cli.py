@@ -253,6 +253,13 @@ def test_info_gives_the_published_parameter_count(capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["parameters"]["total"] == 640_867
 
 
+def test_info_of_an_offline_run_counts_updates_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["offline.state", "--env", "Pendulum-v1", "--version", "td3bc", "--agent.recent", "1000"]
+    assert cli.main(["info", *words, "--train.steps", "500"]) == 0
+    said = capsys.readouterr().out
+    assert "500, offline" in said and "data/Pendulum-v1-medium" in said and "decisions" not in said
+
+
 def test_info_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", *NANO]) == 0
     out = capsys.readouterr().out
