@@ -73,6 +73,12 @@ CORES: dict[str, tuple[str, ...]] = {
     "storm": ("storm", "--task", "boxing"),
 }
 """The same of the other cores: of the RSSM's size, and as published, with 1,024 dreams of 16 steps."""
+AGENTS: dict[str, tuple[str, ...]] = {
+    "tdmpc2-5m": ("tdmpc2", "--task", "walker_walk", "--size", "5m"),
+    "dyna-mbpo": ("dyna", "--env", "Pendulum-v1", "--version", "mbpo", "--agent.first", "1000"),
+    "dyna-mobile": ("dyna", "--env", "Pendulum-v1", "--version", "mobile", "--agent.first", "1000"),
+}
+"""The same of agents that are no Dreamer."""
 PLANS: dict[str, tuple[str, ...]] = {
     "tdmpc2-5m": ("tdmpc2", "--size", "5m"),
     "tdmpc2-5m-parity": ("tdmpc2", "--size", "5m", "--mode", "parity"),
@@ -93,7 +99,10 @@ def steps() -> list[Step]:
     kernels = sorted(path.parent.name for path in (ROOT / "kernels").glob("*/bench.py"))
     return [
         Step(name="tests", minutes=4, words=(), kind="tests"),
-        *(Step(name=f"update/{name}", minutes=1.5, words=("update", *words)) for name, words in (RUNS | CORES).items()),
+        *(
+            Step(name=f"update/{name}", minutes=1.5, words=("update", *words))
+            for name, words in (RUNS | CORES | AGENTS).items()
+        ),
         Step(
             name="update/12m-pixels-float32", minutes=1.5,
             words=("update", *RUNS["12m-pixels"], "--agent.precision", "float32"),

@@ -238,6 +238,14 @@ def test_a_peer_is_known_by_its_project_or_by_its_package(fake: Path, tmp_path: 
     assert peers.find_adapter(installed, "replay") == peers.ADAPTERS / "replay" / "fake.py"
 
 
+def test_an_agent_that_holds_what_it_learns_from_is_measured_while_it_learns(tmp_path: Path) -> None:
+    small = ["--agent.first", "64", "--agent.value.units", "8", "8", "--agent.policy.units", "8", "8"]
+    words = ["--env", "Pendulum-v1", "--version", "sac", *small, "--held", "128", "--json", str(tmp_path / "x.json")]
+    assert cli.main(["bench", "update", "dyna", *words, "--blocks", "2", "--seconds", "0", "--warmup", "1"]) == 0
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["losses"] >= 3 and found["phases"]["backward"] > 0 and found["phases"]["optimiser"] > 0
+
+
 def test_an_update_beside_a_peer(fake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--against", str(fake), "--json", str(tmp_path / "x.json")]
     assert cli.main(["bench", "update", "quickstart", *QUICK, *TINY, *words]) == 0

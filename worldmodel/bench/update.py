@@ -24,7 +24,7 @@ from worldmodel.bench.setup import (
 )
 from worldmodel.bench.timing import Subject, alternate, ratios, subject, summary
 from worldmodel.config import to_json
-from worldmodel.protocols import Agent
+from worldmodel.protocols import Agent, Holds
 from worldmodel.replay.ring import RingReplay
 from worldmodel.types import Batch, EnvSpec
 
@@ -44,6 +44,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     replay = filled_replay(
         bench.run.replay, spec, agent, bench.run.train.num_envs, bench.held, device=device, seed=bench.run.seed
     )
+    _tell(agent, replay)
     batch = replay.sample()
     subjects = _subjects(bench, agent, replay, batch)
     facts: dict[str, Any] = {
@@ -65,8 +66,16 @@ def measure(bench: Bench) -> dict[str, Any]:
             facts["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
             facts["kernels"] = kernels(agent, batch)
         # a captured graph shows no parts
-        facts |= inside(bench, build_agent(bench.run, spec, device, eager=True), batch)
+        alone = build_agent(bench.run, spec, device, eager=True)
+        _tell(alone, replay)
+        facts |= inside(bench, alone, batch)
     return facts | _health(agent, batch)
+
+
+def _tell(agent: Agent[Any], replay: RingReplay) -> None:
+    """Who learns from what it holds itself gets all that there is."""
+    if isinstance(agent, Holds):
+        agent.hold(replay.read(replay.window.low, replay.window.total))
 
 
 def _subjects(bench: Bench, agent: Agent[Any], replay: RingReplay, batch: Batch) -> dict[str, Subject]:
