@@ -131,6 +131,17 @@ def test_runs_that_differ_in_seed_task_and_length_are_one_method(tmp_path: Path)
     assert curves.differences([first.settings, second.settings]) == [["agent.lr", 4e-5, 1e-4]]
 
 
+def test_a_method_is_called_by_the_settings_that_tell_it_from_all_others() -> None:
+    settings = [
+        {"model.type": "x:Latent", "model.core.type": "x:RSSM", "lr": 1.0},
+        {"model.type": "x:Latent", "model.core.type": "x:Mamba", "lr": 1.0},
+        {"model.type": "x:Mine", "lr": 1.0},
+        {"model.type": "x:Latent", "model.core.type": "x:RSSM", "lr": 2.0},
+    ]
+    assert curves.telling(settings, ["model.type", "model.core.type", "lr"]) == ["model.core.type", "lr"]
+    assert curves.telling(settings[:1], []) == []
+
+
 def test_training_episodes_are_averaged_over_the_window_that_a_point_ends() -> None:
     grid = np.array([10.0, 20.0, 30.0, 40.0])
     episodes = series((1, 2.0), (10, 4.0), (11, 7.0), (39, 1.0), (40, 3.0))

@@ -69,14 +69,35 @@ def methods(records: Sequence[Record]) -> tuple[Method, ...]:
     for record in records:
         groups.setdefault(repr(sorted(_decisive(record).items())), []).append(record)
     settings = [_decisive(group[0]) for group in groups.values()]
-    differing = [key for key, *values in differences(settings) if all(_is_short(value) for value in values)]
+    short = [key for key, *values in differences(settings) if all(_is_short(value) for value in values)]
+    differing = telling(settings, short)
     made = []
     for index, (group, chosen) in enumerate(zip(groups.values(), settings)):
         letter = chr(ord("A") + index) if index < 26 else f"M{index + 1}"
-        said = ", ".join(f"{key.rpartition('.')[2]} {show(chosen[key])}" for key in differing[:2] if key in chosen)
+        said = ", ".join(f"{_short_name(key)} {show(chosen[key])}" for key in differing if key in chosen)
         label = " ".join(part for part in (letter, group[0].preset, f"({said})" if said else "") if part)
         made.append(Method(letter=letter, label=label, settings=chosen, records=tuple(group)))
     return tuple(made)
+
+
+def telling(settings: Sequence[dict[str, Any]], paths: Sequence[str], most: int = 3) -> list[str]:
+    """Few settings that tell the groups apart: time and again the one that parts most of what is still alike."""
+
+    def parts(keys: list[str]) -> int:
+        return len({tuple(repr(one.get(key)) for key in keys) for one in settings})
+
+    chosen: list[str] = []
+    while len(chosen) < most and parts(chosen) < len(settings) and paths:
+        best = max(paths, key=lambda path: parts([*chosen, path]))
+        if parts([*chosen, best]) == parts(chosen):
+            break
+        chosen.append(best)
+    return chosen
+
+
+def _short_name(path: str) -> str:
+    """The last part of a setting's name; of a class, what it is the class of."""
+    return path.removesuffix(".type").rpartition(".")[2]
 
 
 def differences(settings: Sequence[dict[str, Any]]) -> list[list[Any]]:
