@@ -329,6 +329,9 @@ def _train(
             raise
         except DivergenceError as error:
             raise DivergenceError(f"{error}; {trainer.dump()}") from error
+        except RuntimeError:
+            crew.explain()  # as long as signals are caught: torchrun has asked the processes that are left to end
+            raise
 
 
 def _make_replay(

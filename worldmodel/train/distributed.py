@@ -102,7 +102,7 @@ def join(place: Place, device: torch.device, *, end: Callable[[str], None] | Non
                 raise _unmet(place, error) from error
             try:
                 with ranks.sharing(dist.group.WORLD):
-                    yield Crew(place.size, dist.new_group(backend="gloo"))
+                    yield Crew(place.size, dist.new_group(backend="gloo"), watch.explain)
             except RuntimeError:
                 watch.explain()
                 raise
@@ -127,12 +127,15 @@ class Alone:
     def end(self) -> None:
         """Rank 0 sends everybody home."""
 
+    def explain(self) -> None:
+        """After an operation failed: wait until it is clear whether a rank has gone."""
+
 
 class Crew(Alone):
     """All ranks: what they tell each other between updates, on the host."""
 
-    def __init__(self, size: int, group: Any) -> None:
-        self.size, self._group = size, group
+    def __init__(self, size: int, group: Any, explain: Callable[[], None]) -> None:
+        self.size, self._group, self._explain = size, group, explain
 
     def ready(self, mine: bool) -> bool:
         flag = torch.tensor(int(mine))
@@ -147,6 +150,9 @@ class Crew(Alone):
     def end(self) -> None:
         self.ready(True)  # where the others wait
         self.order(-1)
+
+    def explain(self) -> None:
+        self._explain()
 
 
 def follow(agent: Agent[Any], pool: EnvPool, replay: Replay, crew: Crew, seed: int) -> int:
