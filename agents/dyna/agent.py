@@ -226,9 +226,7 @@ class Dyna:
     def hold(self, batch: Batch) -> None:
         """Take in transitions that are all new; from the first time on, none is taken from what ``learn`` is given."""
         self.told = True
-        data, real = flatten(batch, read_vectors(batch.obs, self.axes))
-        mark = marks(batch.index, batch.reward.shape[1], self.config.holdout, len(real)).to(real.device)
-        data = replace(data, reward=data.reward * self.unit)
+        data, real, mark = self._transitions(batch)
         self.seen.add(tree.index(data, real), mark[real])
 
     def learn(self, batch: Batch) -> Update:
@@ -251,14 +249,18 @@ class Dyna:
     @torch.no_grad()
     def absorb(self, batch: Batch) -> None:
         """Hold the batch's transitions among the recent ones."""
-        data, real = flatten(batch, read_vectors(batch.obs, self.axes))
-        mark = marks(batch.index, batch.reward.shape[1], self.config.holdout, len(real)).to(real.device)
+        data, real, mark = self._transitions(batch)
         # what leads from one episode into another gives its place to the real one before it: shapes stay fixed
         rows = torch.arange(len(real), device=real.device)
         at = torch.where(real, rows, -1).cummax(0).values
         at = torch.where(at < 0, real.int().argmax(), at)
-        data = replace(data, reward=data.reward * self.unit)
         self.seen.add(tree.index(data, at), mark[at])
+
+    def _transitions(self, batch: Batch) -> tuple[Transitions, Tensor, Tensor]:
+        """Of a batch, rewards in the agent's unit; which of them are real, and which models are tested on."""
+        data, real = flatten(batch, read_vectors(batch.obs, self.axes))
+        mark = marks(batch.index, batch.reward.shape[1], self.config.holdout, len(real)).to(real.device)
+        return replace(data, reward=data.reward * self.unit), real, mark
 
     def prepare(self) -> dict[str, Tensor]:
         """Fit the model and dream, where it is time; what is to be logged of it."""
@@ -290,13 +292,13 @@ class Dyna:
         """Before the first update: measure rewards and features, and clone, where any of this is asked for."""
         found: dict[str, Tensor] = {}
         if self.config.reward_unit == "returns":
-            returns = episode_returns(self.seen.at(slice(0, len(self.seen))))
+            returns = episode_returns(self.seen.everything())
             if len(returns) > 1 and float(spread := returns.max() - returns.min()) > 0:
                 self.unit.copy_(1000 / spread)
                 cast(Tensor, self.seen.reward).mul_(self.unit)
             found["reward/unit"] = 1 / self.unit
         if self.config.standardise:
-            x = self.seen.at(slice(0, len(self.seen))).x
+            x = self.seen.everything().x
             for part in (self.actor, self.rule, self.value):
                 for module in cast(nn.Module, part).modules():
                     if isinstance(module, Standardise):
@@ -314,7 +316,7 @@ class Dyna:
     @torch.no_grad()
     def measure_doubt(self) -> dict[str, Tensor]:
         """How unsure the model is of the data, which decides where dreams halt."""
-        held = self.seen.at(slice(0, len(self.seen)))
+        held = self.seen.everything()
         parts = zip(held.x.split(4096), held.action.split(4096))
         doubt = [self.model.disagreement(self._placed(x), action) for x, action in parts]
         self.halt.measure(torch.cat(doubt), held.reward)

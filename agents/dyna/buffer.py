@@ -51,6 +51,10 @@ class Ring(nn.Module):
         """Those of these places."""
         return Transitions(**{name: getattr(self, name)[index] for name in FIELDS})
 
+    def everything(self) -> Transitions:
+        """All that are held; in their order until the oldest ones have gone."""
+        return self.at(slice(0, len(self)))
+
     def clear(self) -> None:
         """Forget everything."""
         self.total = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -11,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel import distributions
+from worldmodel.distributions import ClampedNormal, log_slope
 from worldmodel.errors import MisfitError, check_range
 from worldmodel.nn.normed import Standardise
 from worldmodel.types import ActionSpec
@@ -57,91 +58,46 @@ class SquashedPolicy(nn.Module):
             for p in self.out.parameters():
                 p.uniform_(-1e-3, 1e-3)
 
-    def forward(self, features: Tensor) -> SquashedNormal | BoundedNormal:
+    def forward(self, features: Tensor) -> SquashedNormal | AddedNormal:
         """(..., F) -> distribution over (..., A)."""
         features = self.inputs(features)
         for layer in self.layers:
             features = F.relu(layer(features))
         out = self.out(features).float()
         if self.log_std is not None:
-            return BoundedNormal(torch.tanh(out), self.log_std.clamp(*LOG_STD).expand_as(out))
+            return AddedNormal(torch.tanh(out), self.log_std.clamp(*LOG_STD).expand_as(out))
         mean, log_std = out.chunk(2, -1)
         return SquashedNormal(mean, log_std.clamp(*LOG_STD))
 
 
-class SquashedNormal:
-    """tanh(u), u ~ N(mean, exp(log_std)^2); independent over the last axis."""
-
-    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
-        """Args: (..., A) each, before the squash."""
-        self.mean, self.log_std = mean, log_std
-
-    def sample(self) -> Tensor:
-        """(..., A), reparameterised."""
-        return self.sample_with_log_prob()[0]
+class SquashedNormal(distributions.SquashedNormal):
+    """With what critics ask of it: draws that come with their log-probability, and many of them."""
 
     def sample_with_log_prob(self) -> tuple[Tensor, Tensor]:
         """(..., A) and its log-probability (...), from which no inverse of tanh has to be taken."""
-        raw = self.mean + self.log_std.exp() * torch.randn_like(self.mean)
-        return torch.tanh(raw), self._log_prob(raw)
+        raw, before = self.draw()
+        return torch.tanh(raw), before - log_slope(raw)
 
     def times(self, count: int) -> SquashedNormal:
         """(N, A) to (N, count, A): as many independent draws."""
         return SquashedNormal(*(x.unsqueeze(1).expand(-1, count, -1) for x in (self.mean, self.log_std)))
 
-    def mode(self) -> Tensor:
-        """(..., A) tanh of the mean."""
-        return torch.tanh(self.mean)
 
-    def log_prob(self, action: Tensor) -> Tensor:
-        """(..., A) in (-1, 1) -> (...)."""
-        return self._log_prob(torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6)))
-
-    def entropy(self) -> Tensor:
-        """(...) in nats, of one sample: there is no closed form."""
-        return -self.sample_with_log_prob()[1]
-
-    def _log_prob(self, raw: Tensor) -> Tensor:
-        scaled = (raw - self.mean) / self.log_std.exp()
-        normal = -0.5 * scaled.square() - self.log_std - 0.5 * math.log(2 * math.pi)
-        # log(1 - tanh(u)^2) without cancellation
-        squash = 2 * (math.log(2) - raw - F.softplus(-2 * raw))
-        return (normal - squash).sum(-1)
-
-
-class BoundedNormal:
-    """N(mean, exp(log_std)^2), samples clipped to [-1, 1]; independent over the last axis. Log-probabilities are those
-    before clipping."""
+class AddedNormal(ClampedNormal):
+    """Likewise, with the noise outside of the tanh."""
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         """Args: (..., A) each; mean in [-1, 1]."""
         self.mean, self.log_std = mean, log_std
 
-    def sample(self) -> Tensor:
-        """(..., A), reparameterised."""
-        return self.sample_with_log_prob()[0]
-
     def sample_with_log_prob(self) -> tuple[Tensor, Tensor]:
-        """(..., A) and its log-probability (...)."""
+        """(..., A) and its log-probability (...), before it is cut off."""
         raw = self.mean + self.log_std.exp() * torch.randn_like(self.mean)
         return raw.clamp(-1, 1), self.log_prob(raw)
 
-    def times(self, count: int) -> BoundedNormal:
+    def times(self, count: int) -> AddedNormal:
         """(N, A) to (N, count, A): as many independent draws."""
-        return BoundedNormal(*(x.unsqueeze(1).expand(-1, count, -1) for x in (self.mean, self.log_std)))
-
-    def mode(self) -> Tensor:
-        """(..., A) the mean."""
-        return self.mean
-
-    def log_prob(self, action: Tensor) -> Tensor:
-        """(..., A) -> (...)."""
-        scaled = (action - self.mean) / self.log_std.exp()
-        return (-0.5 * scaled.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-
-    def entropy(self) -> Tensor:
-        """(...) in nats, before clipping."""
-        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        return AddedNormal(*(x.unsqueeze(1).expand(-1, count, -1) for x in (self.mean, self.log_std)))
 
 
 @dataclass(frozen=True, kw_only=True)

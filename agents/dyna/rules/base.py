@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from worldmodel.agents.dyna.policy import BoundedNormal, SquashedNormal, SquashedPolicy
+from worldmodel.agents.dyna.policy import AddedNormal, SquashedNormal, SquashedPolicy
 from worldmodel.agents.values.critics import Critics
 from worldmodel.types import Transitions
 
@@ -45,7 +45,7 @@ class Rule(Protocol):
         """What it learns itself, at the critics' rate and at the policy's."""
         ...
 
-    def act(self, policy: SquashedNormal | BoundedNormal, *, explore: bool) -> Tensor:
+    def act(self, policy: SquashedNormal | AddedNormal, *, explore: bool) -> Tensor:
         """(N, A)."""
         ...
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from worldmodel.agents.dyna import losses
-from worldmodel.agents.dyna.policy import BoundedNormal, SquashedNormal, SquashedPolicy
+from worldmodel.agents.dyna.policy import AddedNormal, SquashedNormal, SquashedPolicy
 from worldmodel.agents.dyna.rules.base import Learner, Losses
 from worldmodel.types import ActionSpec, Transitions
 
@@ -29,7 +29,7 @@ class Cloning(nn.Module):
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         return [], []
 
-    def act(self, policy: SquashedNormal | BoundedNormal, *, explore: bool) -> Tensor:
+    def act(self, policy: SquashedNormal | AddedNormal, *, explore: bool) -> Tensor:
         return policy.mode()
 
     def bootstrap(self, it: Learner, x: Tensor) -> tuple[Tensor, Tensor]:

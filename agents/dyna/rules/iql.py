@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from worldmodel.agents.dyna import losses
-from worldmodel.agents.dyna.policy import BoundedNormal, SquashedNormal, SquashedPolicy
+from worldmodel.agents.dyna.policy import AddedNormal, SquashedNormal, SquashedPolicy
 from worldmodel.agents.dyna.rules.base import Learner, Losses
 from worldmodel.errors import check_range
 from worldmodel.nn.ensemble import EnsembleMLP
@@ -51,7 +51,7 @@ class IQL(nn.Module):
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         return [*self.net.parameters()], []
 
-    def act(self, policy: SquashedNormal | BoundedNormal, *, explore: bool) -> Tensor:
+    def act(self, policy: SquashedNormal | AddedNormal, *, explore: bool) -> Tensor:
         return policy.sample() if explore else policy.mode()
 
     def worth(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from worldmodel import tree
 from worldmodel.agents.dyna import losses
-from worldmodel.agents.dyna.policy import BoundedNormal, SquashedNormal, SquashedPolicy
+from worldmodel.agents.dyna.policy import AddedNormal, SquashedNormal, SquashedPolicy
 from worldmodel.agents.dyna.rules.base import Learner, Losses
 from worldmodel.errors import check_range
 from worldmodel.rollout import unroll
@@ -51,7 +51,7 @@ class LEQ(nn.Module):
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         return [], []
 
-    def act(self, policy: SquashedNormal | BoundedNormal, *, explore: bool) -> Tensor:
+    def act(self, policy: SquashedNormal | AddedNormal, *, explore: bool) -> Tensor:
         return policy.sample() if explore else policy.mode()
 
     def bootstrap(self, it: Learner, x: Tensor) -> tuple[Tensor, Tensor]:

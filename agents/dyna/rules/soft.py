@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.agents.dyna import losses
-from worldmodel.agents.dyna.policy import BoundedNormal, SquashedNormal, SquashedPolicy, TemperatureConfig
+from worldmodel.agents.dyna.policy import AddedNormal, SquashedNormal, SquashedPolicy, TemperatureConfig
 from worldmodel.agents.dyna.rules.base import Learner, Losses
 from worldmodel.types import ActionSpec, Transitions
 
@@ -43,7 +43,7 @@ class Soft(nn.Module):
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         return [], [self.log_alpha]
 
-    def act(self, policy: SquashedNormal | BoundedNormal, *, explore: bool) -> Tensor:
+    def act(self, policy: SquashedNormal | AddedNormal, *, explore: bool) -> Tensor:
         return policy.sample() if explore else policy.mode()
 
     def alpha(self) -> Tensor:

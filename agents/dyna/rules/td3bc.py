@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.agents.dyna import losses
-from worldmodel.agents.dyna.policy import BoundedNormal, SquashedNormal, SquashedPolicy
+from worldmodel.agents.dyna.policy import AddedNormal, SquashedNormal, SquashedPolicy
 from worldmodel.agents.dyna.rules.base import Learner, Losses
 from worldmodel.errors import check_range
 from worldmodel.nn.slow import follow_
@@ -52,7 +52,7 @@ class TD3BC(nn.Module):
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         return [], []
 
-    def act(self, policy: SquashedNormal | BoundedNormal, *, explore: bool) -> Tensor:
+    def act(self, policy: SquashedNormal | AddedNormal, *, explore: bool) -> Tensor:
         action = policy.mode()
         return (action + self.config.explores * torch.randn_like(action)).clamp(-1, 1) if explore else action
 
