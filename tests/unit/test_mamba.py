@@ -205,11 +205,20 @@ def test_step_sizes_begin_between_a_thousandth_and_a_tenth():
     assert 0.99e-3 <= dt.min() < dt.max() <= 0.101
 
 
+@pytest.mark.parametrize("mixer", ["mamba2", "mamba1"])
+def test_told_to_remember_it_begins_with_time_constants_up_to_that_many_steps(mixer):
+    mixing = MambaConfig(d_model=64, headdim=2, mixer=mixer, remember=64).build(A, E).blocks[0].mixer
+    dt, rate = F.softplus(mixing.dt_bias.detach()), mixing.A_log.detach().exp()
+    constants = 1 / (rate * (dt if mixer == "mamba2" else dt.unsqueeze(1)))
+    assert dt.min() >= 0.1 and dt.max() <= 1.0
+    assert 0.99 <= constants.min() < 3 and 30 < constants.max() <= 64.1
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"layers": 0}, "at least 1 layer"), ({"headdim": 7}, "headdim=7"), ({"unimix": 1.0}, "unimix"),
-        ({"conv": 5}, "2 to 4"),
+        ({"conv": 5}, "2 to 4"), ({"remember": 1}, "remember must be at least 2"),
     ],
 )
 def test_impossible_sizes_are_refused(wrong, said):

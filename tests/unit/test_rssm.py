@@ -149,6 +149,23 @@ def test_dyn_moves_the_prior_only_and_rep_the_posterior_only():
     assert grads[1] is None and grads[0].abs().sum() > 0
 
 
+def test_told_to_remember_it_begins_with_gates_that_keep_the_past():
+    def kept(core):
+        """How far deter follows what it was 64 steps before, at its most sensitive unit."""
+        deter = start = torch.full((1, 32), 0.1, requires_grad=True)
+        for _ in range(64):
+            deter = core._recur(deter, torch.zeros(1, 4, 5), core._embed_action(torch.zeros(1, 3)))
+        return torch.autograd.grad(deter.sum(), start)[0].abs().max()
+
+    core = small(remember=64)
+    update = core.gates.bias.detach().view(4, 3, 8)
+    opened = torch.sigmoid(update[:, 2] - 1)
+    assert (update[:, :2] == 0).all() and 1 / 64.1 <= opened.min() < 0.05 and 0.2 < opened.max() <= 0.5
+    assert kept(core) > 0.1 and kept(small()) < 0.05
+    with pytest.raises(ValueError, match="remember must be at least 2"):
+        RSSMConfig(remember=1)
+
+
 # Parameter counts published or computed from the reference implementation, slow critic excluded.
 COUNTS = {
     "1m": 686_846, "12m": 10_494_158, "25m": 23_489_326, "50m": 41_650_062, "100m": 93_468_238, "200m": 165_948_686,

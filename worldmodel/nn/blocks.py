@@ -26,6 +26,11 @@ def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std).mul_(scale)
 
 
+def log_uniform(shape: torch.Size, low: float, high: float) -> Tensor:
+    """Random numbers of this shape in [low, high] whose logarithms are uniform."""
+    return torch.exp(torch.rand(shape) * (math.log(high) - math.log(low)) + math.log(low))
+
+
 def mish(x: Tensor) -> Tensor:
     """x tanh(softplus(x)) (Misra 2020).
 

@@ -19,7 +19,7 @@ from worldmodel.kernels.selective_scan import selective_scan
 from worldmodel.kernels.selective_step import selective_step
 from worldmodel.kernels.ssd_scan import ssd_scan
 from worldmodel.kernels.ssd_step import ssd_step
-from worldmodel.nn.blocks import Linear, RMSNorm
+from worldmodel.nn.blocks import Linear, RMSNorm, log_uniform
 
 EPS = 1e-5
 """Of the norms in and around a block."""
@@ -55,8 +55,12 @@ class Mixer(Protocol):
 class Mamba2(nn.Module):
     """[z, x B C, dt] = in(u);  x, B, C = conv;  y = SSD;  out(RMSNorm(y * silu(z))) (Dao and Gu 2024, section 7)."""
 
-    def __init__(self, size: int, *, d_state: int, expand: int, headdim: int, width: int, out_scale: float) -> None:
-        """Args: size D; out_scale multiplies the initial weights of the output projection."""
+    def __init__(
+        self, size: int, *, d_state: int, expand: int, headdim: int, width: int, out_scale: float,
+        remember: int | None = None,
+    ) -> None:
+        """Args: size D; out_scale multiplies the initial weights of the output projection; remember is the longest
+        time constant to begin with, in steps, None as published."""
         super().__init__()
         self.inner, self.d_state, self.headdim = expand * size, d_state, headdim
         if self.inner % headdim:
@@ -64,8 +68,11 @@ class Mamba2(nn.Module):
         heads, channels = self.inner // headdim, self.inner + 2 * d_state
         self.in_proj = Linear(size, self.inner + channels + heads, bias=False)
         self.conv_weight, self.conv_bias = _convolution(channels, width)
-        self.dt_bias = nn.Parameter(_step_size_bias(heads))
-        self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+        if remember is None:
+            dt, rate = _step_sizes(heads), torch.empty(heads).uniform_(1, 16)
+        else:
+            dt, rate = _lasting(torch.Size([heads]), remember)
+        self.dt_bias, self.A_log = nn.Parameter(_before_softplus(dt)), nn.Parameter(rate.log())
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = RMSNorm(self.inner, eps=EPS)
         self.out_proj = Linear(self.inner, size, bias=False, scale=out_scale)
@@ -121,16 +128,21 @@ class Mamba2(nn.Module):
 class Mamba1(nn.Module):
     """[x, z] = in(u);  x = conv;  [dt, B, C] = proj(x);  y = scan;  out(y * silu(z)) (Gu and Dao 2023, section 3.4)."""
 
-    def __init__(self, size: int, *, d_state: int, expand: int, width: int, out_scale: float) -> None:
-        """Args: size D; out_scale multiplies the initial weights of the output projection."""
+    def __init__(
+        self, size: int, *, d_state: int, expand: int, width: int, out_scale: float, remember: int | None = None
+    ) -> None:
+        """See :class:`Mamba2`."""
         super().__init__()
         self.inner, self.d_state, self.rank = expand * size, d_state, math.ceil(size / 16)
         self.in_proj = Linear(size, 2 * self.inner, bias=False)
         self.conv_weight, self.conv_bias = _convolution(self.inner, width)
         self.x_proj = Linear(self.inner, self.rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Parameter(torch.empty(self.inner, self.rank).uniform_(-1, 1) * self.rank**-0.5)
-        self.dt_bias = nn.Parameter(_step_size_bias(self.inner))
-        self.A_log = nn.Parameter(torch.arange(1, d_state + 1).float().log().repeat(self.inner, 1))
+        if remember is None:
+            dt, rate = _step_sizes(self.inner), torch.arange(1, d_state + 1).float().repeat(self.inner, 1)
+        else:
+            dt, rate = _lasting(torch.Size([self.inner, d_state]), remember)
+        self.dt_bias, self.A_log = nn.Parameter(_before_softplus(dt)), nn.Parameter(rate.log())
         self.D = nn.Parameter(torch.ones(self.inner))
         self.out_proj = Linear(self.inner, size, bias=False, scale=out_scale)
 
@@ -190,7 +202,18 @@ def _convolution(channels: int, width: int) -> tuple[nn.Parameter, nn.Parameter]
     return nn.Parameter(weight.uniform_(-bound, bound)), nn.Parameter(bias.uniform_(-bound, bound))
 
 
-def _step_size_bias(size: int, low: float = 1e-3, high: float = 0.1, floor: float = 1e-4) -> Tensor:
-    """(size,) whose softplus is log-uniform in [low, high]."""
-    dt = torch.exp(torch.rand(size) * (math.log(high) - math.log(low)) + math.log(low)).clamp(min=floor)
-    return dt + torch.log(-torch.expm1(-dt))
+def _step_sizes(size: int) -> Tensor:
+    """(size,) log-uniform in [0.001, 0.1], as published."""
+    return log_uniform(torch.Size([size]), 1e-3, 0.1)
+
+
+def _lasting(shape: torch.Size, remember: int) -> tuple[Tensor, Tensor]:
+    """Step sizes dt (shape[0],) that let the present in, and rates A of this shape for which time constants 1/(dt A)
+    are log-uniform between 1 and ``remember`` steps."""
+    dt = log_uniform(shape[:1], 0.1, 1.0)
+    steps = dt.view(-1, *[1] * (len(shape) - 1))
+    return dt, 1 / (steps * log_uniform(shape, 1.0, remember))
+
+
+def _before_softplus(x: Tensor) -> Tensor:
+    return x + torch.log(-torch.expm1(-x))

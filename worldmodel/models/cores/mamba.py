@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,10 @@ class MambaConfig:
     """P: channels of a Mamba-2 head, which share a decay."""
     conv: int = 4
     """W, inputs that the convolution before a scan sees."""
+    remember: int | None = None
+    """Steps that the slowest head remembers when learning begins. Published: None, and what is kept for long is taken
+    in by steps of 0.001, a whisper beside what just came. Else heads (of Mamba-1 the states of a channel) begin with
+    time constants log-uniform between 1 and this many steps, and steps log-uniform in [0.1, 1]."""
     stoch: int = 32
     """Z, categorical groups."""
     classes: int = 32
@@ -74,6 +78,8 @@ class MambaConfig:
             raise ValueError(f"a Mamba core needs at least 1 layer, got {self.layers}")
         check_range(self, 1, "d_model", "d_state", "expand", "headdim", "stoch", "hidden")
         check_range(self, 2, "classes")
+        if self.remember is not None:
+            check_range(self, 2, "remember")
         if not 2 <= self.conv <= 4:
             raise ValueError(f"conv must be 2 to 4 inputs wide, got {self.conv}")
         if self.mixer == "mamba2" and self.expand * self.d_model % self.headdim:
@@ -94,7 +100,10 @@ class Block(nn.Module):
     def __init__(self, c: MambaConfig) -> None:
         super().__init__()
         self.norm = RMSNorm(c.d_model, eps=EPS)
-        shape = {"d_state": c.d_state, "expand": c.expand, "width": c.conv, "out_scale": c.layers**-0.5}
+        shape: dict[str, Any] = {
+            "d_state": c.d_state, "expand": c.expand, "width": c.conv, "out_scale": c.layers**-0.5,
+            "remember": c.remember,
+        }
         if c.mixer == "mamba2":
             self.mixer: Mamba2 | Mamba1 = Mamba2(c.d_model, headdim=c.headdim, **shape)
         else:

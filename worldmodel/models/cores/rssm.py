@@ -14,7 +14,7 @@ from worldmodel.distributions import Categorical
 from worldmodel.errors import check_range
 from worldmodel.kernels import block_gru_observe
 from worldmodel.models.cores.base import CoreOutput
-from worldmodel.nn.blocks import MLP, BlockLinear, Dense, Linear, RMSNorm
+from worldmodel.nn.blocks import MLP, BlockLinear, Dense, Linear, RMSNorm, log_uniform
 from worldmodel.tree import struct
 from worldmodel.types import ArraySpec
 
@@ -55,6 +55,10 @@ class RSSMConfig:
     """Multiplies the initial weights of the logits. Published: 1. Larger values make the first samples say more about
     the picture than about chance, and small moving things are then learned several times sooner (small models on
     CPUs)."""
+    remember: int | None = None
+    """Steps that the slowest unit remembers when learning begins. Published: None, and every gate begins open by 0.27:
+    a unit keeps 1e-9 of what it was 64 steps before. Else units begin with time constants log-uniform between 2 and
+    this many steps (after Tallec and Ollivier 2018, section 2)."""
     posterior: Literal["recurrent", "frame"] = "recurrent"
     """What the posterior sees: the recurrent state and the token, or the token alone (then it needs no recurrence)."""
     observe: Literal["fused", "loop"] = "fused"
@@ -65,6 +69,8 @@ class RSSMConfig:
         check_range(self, 1, "deter", "hidden", "stoch", "blocks", "dyn_layers")
         check_range(self, 0, "obs_layers", "img_layers")
         check_range(self, 2, "classes")
+        if self.remember is not None:
+            check_range(self, 2, "remember")
         if self.deter % self.blocks:
             raise ValueError(f"deter must be a multiple of blocks={self.blocks}, got {self.deter}")
         if not 0 <= self.unimix < 1:
@@ -91,6 +97,10 @@ class RSSM(nn.Module):
         self.mix = nn.ModuleList(BlockLinear(a, b, c.blocks) for a, b in itertools.pairwise(widths))
         self.mix_norms = nn.ModuleList(RMSNorm(c.deter) for _ in self.mix)
         self.gates = BlockLinear(widths[-1], 3 * c.deter, c.blocks)
+        if c.remember is not None:
+            # a gate is sigmoid(bias - 1) open, 1 / (time constant)
+            update = self.gates.bias.detach().unflatten(0, (c.blocks, 3, -1))[:, 2]
+            update.copy_(1 - (log_uniform(update.shape, 2, c.remember) - 1).log())
         self.prior_head = nn.Sequential(
             MLP(c.deter, c.hidden, c.img_layers), Linear(c.hidden, flat, scale=c.logit_scale)
         )
