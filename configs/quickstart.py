@@ -9,6 +9,9 @@ from worldmodel.agents.dreamer.agent import DreamerConfig
 from worldmodel.config import Run
 from worldmodel.configs.sizes import Core, Objective, dreamer
 from worldmodel.envs.toys import ToyConfig
+from worldmodel.errors import UserError
+from worldmodel.models.cores.mamba import MambaConfig
+from worldmodel.models.cores.transformer import TransformerConfig
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
 
@@ -16,18 +19,29 @@ STEPS = {"catch": 16_000, "glide": 48_000, "recall": 32_000}
 """Decisions of each toy: Catch is learned in a few minutes, Recall and Glide in about ten (docs/results)."""
 
 
+PUBLISHED = "nobody's: the optimum is known (see the environment's reference returns)"
+
+
 def quickstart(
     task: Literal["catch", "glide", "recall"] = "catch",
     objective: Objective = "reconstruction",
     core: Core = "rssm",
+    delay: int = 8,
 ) -> Run:
-    """Catch, Glide or Recall from 32 x 32 pixels, in minutes on two CPU cores."""
+    """Catch, Glide or Recall from 32 x 32 pixels, in minutes on two CPU cores.
+
+    Args: delay, the empty pictures through which Recall asks to remember; more than 8 take longer.
+    """
+    if delay != 8 and task != "recall":
+        raise UserError(f"--delay is of --task recall; {task} has none")
     # Catch and Recall pay little until the model is good: noise must not talk the policy out of trying before.
     entropy = 3e-4 if task == "glide" else 0.03
     agent = dreamer("nano", objective=objective, core=core, imagination=10, lr=3e-3)
     agent = replace(agent, actor=replace(agent.actor, entropy=entropy))
+    if delay > 8:
+        return _long(agent, delay)
     return Run(
-        env=ToyConfig(task=task),
+        env=ToyConfig(task=task, delay=delay),
         agent=_precise(agent, objective) if task == "glide" else agent,
         replay=ReplayConfig(capacity=100_000, batch_size=16, length=16),
         train=TrainConfig(
@@ -41,7 +55,33 @@ def quickstart(
             checkpoint_steps=4_000,
             threads=1,
         ),
-        published="nobody's: the optimum is known (see the environment's reference returns)",
+        published=PUBLISHED,
+    )
+
+
+def _long(agent: DreamerConfig, delay: int) -> Run:
+    """For Recall across many empty pictures. A cue is worth ln 4 = 1.39 nats once in an episode, among ``delay``
+    pictures that are worth nothing: none of it is free, the posterior shall say each thing once, episodes of all
+    lengths up to that one show what to look for, and sequences hold the longest from end to end. The core begins with a
+    memory that reaches so far."""
+    core = agent.model.core
+    if isinstance(core, TransformerConfig):
+        core = replace(core, window=delay + 4)
+    elif isinstance(core, MambaConfig):
+        core = replace(core, remember=delay, headdim=8)
+    else:
+        core = replace(core, remember=delay)
+    length = delay + delay // 2
+    model = replace(agent.model, core=core, free_nats=0.0, rep_scale=0.3)
+    return Run(
+        env=ToyConfig(task="recall", delay=delay, shortest=2),
+        agent=replace(agent, model=model, imagination=3, context="blank"),
+        replay=ReplayConfig(capacity=100_000, batch_size=max(2, 512 // length), length=length),
+        train=TrainConfig(
+            steps=48_000, num_envs=8, train_ratio=64, eval_every=4_000, eval_episodes=100, eval_envs=25,
+            log_steps=1_000, checkpoint_steps=4_000, threads=1,
+        ),
+        published=PUBLISHED,
     )
 
 

@@ -154,6 +154,7 @@ def evaluate(argv: list[str]) -> int:
     asked = options.parse(EvalOptions, argv, prog="worldmodel eval")
     allow = [presets.module_name(where) for where in asked.allow]
     from worldmodel import runs
+    from worldmodel.specs import evaluation_env
 
     def change(run: Run) -> Run:
         if not asked.planner:
@@ -166,15 +167,16 @@ def evaluate(argv: list[str]) -> int:
         say=_note, allow=allow, change=change,
     )
     how, summary = "sampled" if asked.sampled else asked.planner or "mode", scores.summary()
+    env = evaluation_env(loaded.run.env).name
     if asked.json:
         document = {
-            "run": str(asked.run), "env": loaded.run.env.name, "step": loaded.checkpoint.step, "acting": how,
+            "run": str(asked.run), "env": env, "step": loaded.checkpoint.step, "acting": how,
             "seed": asked.seed, **summary, "returns": scores.returns, "lengths": scores.lengths,
         }
         print(json.dumps(document, indent=2))
     else:
         print(
-            f"{loaded.run.env.name} at {loaded.checkpoint.step:,} decisions: return {summary['return']:.4g} "
+            f"{env} at {loaded.checkpoint.step:,} decisions: return {summary['return']:.4g} "
             f"+- {summary['return_sem']:.2g} by {how}, {asked.episodes} episodes of {summary['length']:.0f} decisions, "
             f"from {summary['return_min']:.4g} to {summary['return_max']:.4g}"
         )

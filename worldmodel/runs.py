@@ -25,6 +25,7 @@ from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.mixed import MixedReplay, split
 from worldmodel.replay.offline import fill_replay
 from worldmodel.replay.ring import RingReplay, make_replay
+from worldmodel.specs import evaluation_env
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.compile import Mode, accelerate
 from worldmodel.train.display import Display
@@ -148,7 +149,7 @@ def evaluate(
     """
     loaded = load(run_dir, device=device, say=say, allow=allow, change=change)
     prepare_cpu(loaded.run)
-    pool = make_pool(loaded.run.env, min(episodes, loaded.run.train.eval_envs), on_event=say)
+    pool = make_pool(evaluation_env(loaded.run.env), min(episodes, loaded.run.train.eval_envs), on_event=say)
     try:
         return evaluate_agent(loaded.agent, pool, episodes=episodes, explore=explore, seed=seed, film=True), loaded
     finally:
@@ -295,7 +296,7 @@ def _train(
             hold_all(agent, data, more=not run.is_offline)
         eval_envs = min(run.train.eval_envs, run.train.eval_episodes)
         evaluator = Evaluator(
-            make_pool=lambda: make_pool(run.env, eval_envs, on_event=display.message),
+            make_pool=lambda: make_pool(evaluation_env(run.env), eval_envs, on_event=display.message),
             episodes=run.train.eval_episodes, seed=run.seed + 10_000,
         )
         stack.callback(evaluator.close)

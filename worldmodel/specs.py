@@ -112,6 +112,18 @@ class EnvConfig(Protocol):
         ...
 
 
+@runtime_checkable
+class Evaluates(Protocol):
+    """What an EnvConfig also offers whose agents are judged elsewhere than they learn, with the same spaces."""
+
+    def evaluation(self) -> EnvConfig: ...
+
+
+def evaluation_env(config: EnvConfig) -> EnvConfig:
+    """Where agents that learn in ``config`` are evaluated: there, but for configs that say otherwise."""
+    return config.evaluation() if isinstance(config, Evaluates) else config
+
+
 @dataclass(slots=True, kw_only=True)
 class BatchStep:
     """What N environments say at one time step, in numpy: the fields of EnvStep with a leading N."""

@@ -19,7 +19,7 @@ from worldmodel.envs.toys.catch import FALL, HALF, RADIUS
 from worldmodel.envs.toys.draw import Sprite
 from worldmodel.envs.toys.glide import DAMPING, THRUST
 from worldmodel.errors import EnvError
-from worldmodel.specs import BatchStep, BuildsBatch, Clones
+from worldmodel.specs import BatchStep, BuildsBatch, Clones, evaluation_env
 from worldmodel.train.codec import decode, encode
 
 CONFIGS = [
@@ -274,6 +274,28 @@ def test_recall_shows_the_cue_once_then_nothing_and_pays_only_the_answer(delay):
     answer = rng.integers(4, size=64)
     step = toys.step(np.eye(4, dtype=np.float32)[answer])
     assert np.array_equal(step.reward, (answer == cue).astype(np.float32)) and step.is_terminal.all()
+
+
+def test_recall_with_a_shortest_delay_draws_each_between_and_is_evaluated_on_the_longest():
+    config = ToyConfig(task="recall", delay=15, shortest=1)
+    toys = config.build_batch(4000)
+    toys.reset(0)
+    delay = toys.task.state["delay"].copy()
+    assert delay.min() == 1 and delay.max() == 15
+    # log-uniform: log of (2 + delay) / 2 over log of 17 / 2 is the share of those up to it
+    for upto in (1, 3, 7):
+        share = np.log((2 + upto) / 2) / np.log(17 / 2)
+        assert abs((delay <= upto).mean() - share) < 0.03
+    ends = np.zeros(4000, int)
+    for tick in range(1, 18):
+        step = toys.step(np.eye(4, dtype=np.float32)[toys.task.state["cue"]])
+        ends[(ends == 0) & step.is_last] = tick
+        assert np.array_equal(step.reward, step.is_last)
+    assert np.array_equal(ends, delay + 2) and toys.spec.max_steps == 17
+    assert evaluation_env(config) == ToyConfig(task="recall", delay=15) and evaluation_env(ToyConfig()) == ToyConfig()
+    assert (config.name, evaluation_env(config).name) == ("toy/recall1-15", "toy/recall15")
+    with pytest.raises(ValueError, match="shortest must be from 0 to delay=8"):
+        ToyConfig(shortest=9)
 
 
 @pytest.mark.parametrize("task", ["catch", "glide", "recall"])

@@ -18,7 +18,7 @@ from worldmodel.bench.planners.truth import Lived
 from worldmodel.planning.objectives import WORST, ExpectedReturn
 from worldmodel.planning.population import blank
 from worldmodel.protocols import Imagines, PlanningObjective
-from worldmodel.specs import Simulates
+from worldmodel.specs import Simulates, evaluation_env
 from worldmodel.train.restore import MANIFEST
 from worldmodel.types import Plan, Step
 
@@ -77,7 +77,7 @@ def measure(contest: Contest, folders: Sequence[Path], *, allow: Sequence[str] =
 def _rows(contest: Contest, folder: Path, allow: Sequence[str]) -> list[Row]:
     trained = runs.load(folder, device="cpu", say=contest.say, allow=allow)
     inner = getattr(trained.agent, "agent", trained.agent)
-    spec, env = trained.spec, trained.run.env
+    spec, env = trained.spec, evaluation_env(trained.run.env)
     name = f"{spec.name} at {trained.checkpoint.step:,} decisions"
     about = {
         "layer": "runs", "problem": name, "optimum": spec.reference.get("optimum"), "run": folder.name,

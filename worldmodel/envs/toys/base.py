@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -79,6 +79,9 @@ class ToyConfig:
     other games have none."""
     delay: int = 8
     """Empty pictures between the cue of "recall" and the question; the other games have none."""
+    shortest: int | None = None
+    """Where given, episodes of "recall" that are learned from have delays log-uniform between this and ``delay``: short
+    ones teach what long ones then take little to follow. Evaluations have ``delay`` alone."""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -90,14 +93,22 @@ class ToyConfig:
             raise ValueError(f"size must be a multiple of 16 from 32 to 256 pixels, got {self.size}; take 32 or 64")
         if self.delay < 0:
             raise ValueError(f"delay must not be negative, got {self.delay}")
+        if self.shortest is not None and not 0 <= self.shortest <= self.delay:
+            raise ValueError(f"shortest must be from 0 to delay={self.delay}, got {self.shortest}")
 
     @property
     def name(self) -> str:
-        """"toy/catch", "toy/recall8" (with its delay), "toy/glide+distractor"; other sizes than 32 are named too."""
-        delay = str(self.delay) if self.task == "recall" else ""
+        """"toy/catch", "toy/recall8" (with its delay, "toy/recall2-8" with all of them), "toy/glide+distractor"; other
+        sizes than 32 are named too."""
+        shortest = f"{self.shortest}-" if self.shortest is not None else ""
+        delay = f"{shortest}{self.delay}" if self.task == "recall" else ""
         size = f"/{self.size}px" if self.size != 32 else ""
         course = "+upwind" if self.task == "glide" and self.course == "upwind" else ""
         return f"toy/{self.task}{delay}{course}{'+distractor' if self.distractor == 'moving' else ''}{size}"
+
+    def evaluation(self) -> ToyConfig:
+        """See ``specs.Evaluates``: with the longest delay alone."""
+        return replace(self, shortest=None)
 
     def build(self, index: int = 0) -> Toy:
         """One game; until it is seeded it draws from stream ``index``."""
@@ -335,4 +346,4 @@ def make_task(config: ToyConfig, num_envs: int) -> Task:
         return Catch(num_envs, config.size)
     if config.task == "glide":
         return Glide(num_envs, config.size, upwind=config.course == "upwind")
-    return Recall(num_envs, config.size, config.delay)
+    return Recall(num_envs, config.size, config.delay, config.shortest)

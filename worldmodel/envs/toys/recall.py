@@ -25,12 +25,16 @@ class Recall:
     counts."""
 
     action = ActionSpec(kind="discrete", size=len(CUES))
-    draws = 1
     background = np.array([34, 34, 40], np.uint8)
 
-    def __init__(self, num_envs: int, size: int, delay: int) -> None:
-        """Args: delay, the empty pictures between the disc and the question."""
+    def __init__(self, num_envs: int, size: int, delay: int, shortest: int | None = None) -> None:
+        """Args: delay, the empty pictures between the disc and the question; of every episode anew log-uniform between
+        ``shortest`` and it, where that is given."""
         self.state = {"tick": np.zeros(num_envs, np.int64), "cue": np.zeros(num_envs, np.int64)}
+        if shortest is not None:
+            self.state["delay"] = np.full(num_envs, delay, np.int64)
+        self.draws = 1 if shortest is None else 2
+        self._delay, self._shortest = delay, shortest
         # both exact: a quarter of the guesses is right
         self.reference = {"random": 1.0 / len(CUES), "optimum": 1.0}
         self.max_steps = delay + 2
@@ -41,24 +45,33 @@ class Recall:
     def begin(self, rows: np.ndarray, uniform: np.ndarray) -> None:
         self.state["tick"][rows] = 0
         self.state["cue"][rows] = (uniform[:, 0] * len(CUES)).astype(np.int64)
+        if self._shortest is not None:
+            # counted from 1, so that no empty picture at all is a delay like another
+            low, high = 1 + self._shortest, 2 + self._delay
+            self.state["delay"][rows] = (low * (high / low) ** uniform[:, 1]).astype(np.int64) - 1
 
     def advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         tick = self.state["tick"]
         tick += 1
-        is_over = tick >= self.max_steps
+        is_over = tick >= self._ends
         is_right = is_over & (action.argmax(1) == self.state["cue"])
         return is_right.astype(np.float32), is_over, is_over.copy()
 
     def draw(self, images: np.ndarray) -> None:
         tick, cue = self.state["tick"], self.state["cue"]
         # the last picture answers the question: what is remembered can be learned by predicting, not by reward alone
-        shows_cue, asks = (tick == 0) | (tick == self.max_steps), tick == self.max_steps - 1
+        shows_cue, asks = (tick == 0) | (tick == self._ends), tick == self._ends - 1
         if shows_cue.any():
             for k, (x, y, _) in enumerate(CUES):
                 at = UNITS * x, UNITS * y
                 self._discs[k].paste(images, *(np.full(len(tick), c) for c in at), shown=shows_cue & (cue == k))
         if asks.any():
             self._question.paste(images, self._middle, self._middle, shown=asks)
+
+    @property
+    def _ends(self) -> np.ndarray | int:
+        """The tick of each row's last picture."""
+        return self.state["delay"] + 2 if self._shortest is not None else self.max_steps
 
     def expert(self) -> np.ndarray:
         """(N,) the right answer, at every step."""
