@@ -61,9 +61,9 @@ def quickstart(
 
 def _long(agent: DreamerConfig, delay: int) -> Run:
     """For Recall across many empty pictures. A cue is worth ln 4 = 1.39 nats once in an episode, among ``delay``
-    pictures that are worth nothing: none of it is free, the posterior shall say each thing once, episodes of all
-    lengths up to that one show what to look for, and sequences hold the longest from end to end. The core begins with a
-    memory that reaches so far."""
+    pictures that are worth nothing: none of it is free, the posterior shall say each thing once, games begin short and
+    grow with what is remembered, and sequences hold the longest from end to end. The core begins with a memory that
+    reaches so far."""
     core = agent.model.core
     if isinstance(core, TransformerConfig):
         core = replace(core, window=delay + 4)
@@ -74,7 +74,7 @@ def _long(agent: DreamerConfig, delay: int) -> Run:
     length = delay + delay // 2
     model = replace(agent.model, core=core, free_nats=0.0, rep_scale=0.3)
     return Run(
-        env=ToyConfig(task="recall", delay=delay, shortest=2),
+        env=ToyConfig(task="recall", delay=delay, shortest=4),
         agent=replace(agent, model=model, imagination=3, context="blank"),
         replay=ReplayConfig(capacity=100_000, batch_size=max(2, 512 // length), length=length),
         train=TrainConfig(

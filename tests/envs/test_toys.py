@@ -276,22 +276,25 @@ def test_recall_shows_the_cue_once_then_nothing_and_pays_only_the_answer(delay):
     assert np.array_equal(step.reward, (answer == cue).astype(np.float32)) and step.is_terminal.all()
 
 
-def test_recall_with_a_shortest_delay_draws_each_between_and_is_evaluated_on_the_longest():
+def test_recall_with_a_shortest_delay_grows_by_right_answers_alone_and_is_evaluated_on_the_longest():
     config = ToyConfig(task="recall", delay=15, shortest=1)
-    toys = config.build_batch(4000)
+    toys = config.build_batch(2)
     toys.reset(0)
-    delay = toys.task.state["delay"].copy()
-    assert delay.min() == 1 and delay.max() == 15
-    # log-uniform: log of (2 + delay) / 2 over log of 17 / 2 is the share of those up to it
-    for upto in (1, 3, 7):
-        share = np.log((2 + upto) / 2) / np.log(17 / 2)
-        assert abs((delay <= upto).mean() - share) < 0.03
-    ends = np.zeros(4000, int)
-    for tick in range(1, 18):
-        step = toys.step(np.eye(4, dtype=np.float32)[toys.task.state["cue"]])
-        ends[(ends == 0) & step.is_last] = tick
-        assert np.array_equal(step.reward, step.is_last)
-    assert np.array_equal(ends, delay + 2) and toys.spec.max_steps == 17
+    lengths, shown = ([], []), []
+    ticks = np.zeros(2, int)
+    for _ in range(200):
+        # the first game answers right for its first twelve episodes, the second never
+        answer = toys.task.state["cue"] + [len(lengths[0]) >= 12, 1]
+        step = toys.step(np.eye(4, dtype=np.float32)[answer % 4])
+        ticks = np.where(step.is_first, 0, ticks + 1)
+        for row in np.flatnonzero(step.is_last):
+            lengths[row].append(int(ticks[row]) - 2)
+            # the last picture shows the disc
+            shown.append(step.obs["image"][row].max() > 150)
+    # (1 + 1) 1.25^k - 1, cut at 15, then down again
+    grown = [min(15, int(2 * 1.25**k - 1 + 1e-9)) for k in range(13)]
+    assert lengths[0][:13] == grown and lengths[0][13] == int(16 / 1.25 - 1) and all(shown)
+    assert set(lengths[1]) == {1} and toys.spec.max_steps == 17
     assert evaluation_env(config) == ToyConfig(task="recall", delay=15) and evaluation_env(ToyConfig()) == ToyConfig()
     assert (config.name, evaluation_env(config).name) == ("toy/recall1-15", "toy/recall15")
     with pytest.raises(ValueError, match="shortest must be from 0 to delay=8"):

@@ -80,8 +80,9 @@ class ToyConfig:
     delay: int = 8
     """Empty pictures between the cue of "recall" and the question; the other games have none."""
     shortest: int | None = None
-    """Where given, episodes of "recall" that are learned from have delays log-uniform between this and ``delay``: short
-    ones teach what long ones then take little to follow. Evaluations have ``delay`` alone."""
+    """Where given, the delay that games of "recall" begin with when they are learned from: it grows by a quarter with
+    a right answer, up to ``delay``, and shrinks with a wrong one (a staircase of one up, one down). Evaluations have
+    ``delay`` alone."""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -98,7 +99,7 @@ class ToyConfig:
 
     @property
     def name(self) -> str:
-        """"toy/catch", "toy/recall8" (with its delay, "toy/recall2-8" with all of them), "toy/glide+distractor"; other
+        """"toy/catch", "toy/recall8" (with its delay, "toy/recall2-8" if it grows), "toy/glide+distractor"; other
         sizes than 32 are named too."""
         shortest = f"{self.shortest}-" if self.shortest is not None else ""
         delay = f"{shortest}{self.delay}" if self.task == "recall" else ""

@@ -18,6 +18,8 @@ CUES: tuple[tuple[float, float, tuple[int, int, int]], ...] = (
     (0.75, 0.75, (255, 208, 64)),
 )
 """Where the disc of each action shows, in sides of the picture, and in which colour."""
+GROWTH = 1.25
+"""Of a delay that follows the player, by one right answer."""
 
 
 class Recall:
@@ -25,15 +27,16 @@ class Recall:
     counts."""
 
     action = ActionSpec(kind="discrete", size=len(CUES))
+    draws = 1
     background = np.array([34, 34, 40], np.uint8)
 
     def __init__(self, num_envs: int, size: int, delay: int, shortest: int | None = None) -> None:
-        """Args: delay, the empty pictures between the disc and the question; of every episode anew log-uniform between
-        ``shortest`` and it, where that is given."""
+        """Args: delay, the empty pictures between the disc and the question; shortest, where given, the delay to begin
+        with: a right answer lengthens the game's next by a quarter, up to ``delay``, and a wrong one shortens it."""
         self.state = {"tick": np.zeros(num_envs, np.int64), "cue": np.zeros(num_envs, np.int64)}
         if shortest is not None:
-            self.state["delay"] = np.full(num_envs, delay, np.int64)
-        self.draws = 1 if shortest is None else 2
+            self.state["delay"] = np.full(num_envs, shortest, np.float64)
+            self.state["answered"] = np.zeros(num_envs, np.int64)
         self._delay, self._shortest = delay, shortest
         # both exact: a quarter of the guesses is right
         self.reference = {"random": 1.0 / len(CUES), "optimum": 1.0}
@@ -46,15 +49,19 @@ class Recall:
         self.state["tick"][rows] = 0
         self.state["cue"][rows] = (uniform[:, 0] * len(CUES)).astype(np.int64)
         if self._shortest is not None:
-            # counted from 1, so that no empty picture at all is a delay like another
-            low, high = 1 + self._shortest, 2 + self._delay
-            self.state["delay"][rows] = (low * (high / low) ** uniform[:, 1]).astype(np.int64) - 1
+            # counted from 1, so that none at all grows too
+            delay = (1 + self.state["delay"][rows]) * GROWTH ** self.state["answered"][rows] - 1
+            self.state["delay"][rows] = delay.clip(self._shortest, self._delay)
+            self.state["answered"][rows] = 0
 
     def advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         tick = self.state["tick"]
         tick += 1
         is_over = tick >= self._ends
         is_right = is_over & (action.argmax(1) == self.state["cue"])
+        if self._shortest is not None:
+            # once: rows whose episode is over do anything
+            self.state["answered"] = np.where(tick == self._ends, np.where(is_right, 1, -1), self.state["answered"])
         return is_right.astype(np.float32), is_over, is_over.copy()
 
     def draw(self, images: np.ndarray) -> None:
@@ -71,7 +78,7 @@ class Recall:
     @property
     def _ends(self) -> np.ndarray | int:
         """The tick of each row's last picture."""
-        return self.state["delay"] + 2 if self._shortest is not None else self.max_steps
+        return self.state["delay"].astype(np.int64) + 2 if self._shortest is not None else self.max_steps
 
     def expert(self) -> np.ndarray:
         """(N,) the right answer, at every step."""
