@@ -1,4 +1,4 @@
-"""TD-MPC2: planning in an implicit world model (Hansen et al. 2024, arXiv 2310.16828)."""
+"""TD-MPC2 and its kin: planning in an implicit world model (Hansen et al. 2024, arXiv 2310.16828)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from worldmodel.agents.tdmpc2.agent import TDMPC2Config
 from worldmodel.agents.tdmpc2.policy import PriorConfig
 from worldmodel.agents.values.ensemble_q import EnsembleQConfig
 from worldmodel.config import Run
+from worldmodel.configs import tdmpc_kin
 from worldmodel.envs.dmc import DMCConfig
 from worldmodel.envs.gym import GymConfig
 from worldmodel.envs.stack import StackConfig
 from worldmodel.envs.toys import ToyConfig
+from worldmodel.errors import UserError
 from worldmodel.models.implicit import ImplicitModelConfig
 from worldmodel.nn.encoders import PatchEncoderConfig
 from worldmodel.nn.normed import NormedEncoderConfig
@@ -23,7 +25,9 @@ from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
 
 Size = Literal["nano", "1m", "5m", "19m", "48m", "317m"]
-Mode = Literal["default", "parity", "bootstrapped"]
+Mode = Literal["default", "parity", "bootstrapped", "tdmpc", "tcrl", "tcrl_free"]
+KIN = ("tdmpc", "tcrl", "tcrl_free")
+"""Modes that are papers of their own, with their own widths."""
 TOYS: dict[str, int] = {"catch": 16_000, "glide": 48_000}
 """Decisions of each toy."""
 
@@ -65,17 +69,20 @@ def tdmpc2(
     "parity" is the authors' code with its quirks, each a switch of its own. "default" is ours: the entropy of actions
     and not of what the tanh squashes, the two drawn Q-functions alone computed, predicted ends as probabilities,
     evaluation by the plan's mean, images at rest while acting. "bootstrapped" is that with a policy that learns what
-    was planned (BMPC). "nano" is for CPUs: small, 64 samples, 3 iterations, SiLU, no dropout, four environments, and an
-    update after every other decision.
+    was planned (BMPC). "tdmpc" is TD-MPC (2022), "tcrl_free" TCRL's actor and critics on consistent latents, and "tcrl"
+    a planner on these; at size "5m", which of them are their papers' widths, or "nano". "nano" is for CPUs: small, 64
+    samples, 3 iterations, SiLU, no dropout, four environments, and an update after every other decision.
     """
     toy = task in TOYS
     known = toy or not ("-v" in task or "/" in task or ":" in task)
     pixels = toy or (known and obs == "pixels")
     discrete = task == "catch" if known else actions == "discrete"
     ends: Literal["predicted", "never"] = "never" if known and not toy else "predicted"
-    agent = configured(size, mode=mode, pixels=pixels, discrete=discrete, ends=ends)
-    nano = size == "nano"
+    agent = configured(size, mode=mode, pixels=pixels, discrete=discrete, ends=ends, task=task)
+    nano, domain = size == "nano", task.partition("_")[0]
     batch = 128 if nano else 256
+    if mode in KIN and not nano:
+        batch = 2048 if mode == "tdmpc" and domain == "dog" else 256 if mode == "tdmpc" and pixels else 512
     length = agent.planner.horizon + 1
     env: Any = GymConfig(id=task)
     if toy:
@@ -83,27 +90,31 @@ def tdmpc2(
     seeding, steps = 1_000, TOYS.get(task, 200_000)
     answer = "nobody's: there is no table of TD-MPC2 for this task"
     if known and not toy:
-        env = DMCConfig(task=task, obs="pixels" if pixels else "proprio", render=render, repeat=2)
+        repeat = tdmpc_kin.REPEATS.get(domain, 4) if mode == "tdmpc" else 2
+        env = DMCConfig(task=task, obs="pixels" if pixels else "proprio", render=render, repeat=repeat)
         if pixels:
             env = StackConfig(env=env, frames=3)
-        # five episodes of 500 decisions
-        seeding, steps = 2_500, 50_000 if nano else 500_000
+        # five episodes of 500 decisions; of TD-MPC and TCRL 5,000 decisions
+        seeding, steps = 5_000 if mode in KIN and not nano else 2_500, 50_000 if nano else 1_000_000 // repeat
         view = "64 x 64 pixels, three frames" if pixels else "state"
         full = task.replace("cup_", "ball_in_cup_") if task.startswith("cup_") else task
         what = f"TD-MPC2 5M, DMC from {view}, repeat 2, at 1M frames (this run: {size}, {mode})"
         benchmark = "dmc_vision" if pixels else "dmc_proprio"
         answer = published.answer(benchmark, "tdmpc2", full, what, frames=1_000_000)
+    # an update after every decision (nano and TCRL: every other), and when the first is due as many as would have been
+    every, late = 2 if nano or mode in ("tcrl", "tcrl_free") else 1, mode in ("tcrl", "tcrl_free")
     return Run(
         env=env,
         agent=agent,
         replay=ReplayConfig(
             capacity=min(1_000_000, steps + 10_000), batch_size=batch, length=length, online_fraction=0.0,
             min_starts=seeding, memory="steps" if mode == "bootstrapped" else "context",
+            sampler="prioritized" if mode == "tdmpc" else "uniform",
+            priority_exponent=0.6 if mode == "tdmpc" else 0.8,
         ),
         train=TrainConfig(
-            # an update after every decision (nano: every other), and when the first is due as many as would have been
-            steps=steps, num_envs=4 if nano else 1, train_ratio=batch * length / (2 if nano else 1),
-            first_updates=seeding // (2 if nano else 1), eval_every=max(2_000, steps // 10), eval_episodes=10,
+            steps=steps, num_envs=4 if nano else 1, train_ratio=batch * length / every,
+            first_updates=0 if late else seeding // every, eval_every=max(2_000, steps // 10), eval_episodes=10,
             eval_envs=10, threads=1 if nano else 0,
         ),
         published=answer,
@@ -112,9 +123,11 @@ def tdmpc2(
 
 def configured(
     size: Size, *, mode: Mode = "default", pixels: bool = False, discrete: bool = False,
-    ends: Literal["predicted", "never"] = "predicted",
+    ends: Literal["predicted", "never"] = "predicted", task: str = "",
 ) -> TDMPC2Config:
-    """The agent of one size and mode."""
+    """The agent of one size and mode; ``task`` where numbers depend on it. Raises UserError for what nobody made."""
+    if mode in KIN:
+        return _kin(size, mode, pixels, discrete, ends, task)
     agent = _nano(pixels) if size == "nano" else _sized(SIZES[size], pixels)
     agent = replace(agent, model=replace(agent.model, ends=ends))
     if mode == "parity":
@@ -136,6 +149,24 @@ def configured(
         )
         agent = replace(agent, planner=replace(search, select="sample"), evaluator=search)
     return agent
+
+
+def _kin(
+    size: Size, mode: Mode, pixels: bool, discrete: bool, ends: Literal["predicted", "never"], task: str
+) -> TDMPC2Config:
+    if discrete:
+        raise UserError(f"--mode {mode} is of continuous actions; take --mode default or bootstrapped")
+    if size not in ("nano", "5m"):
+        raise UserError(f"--mode {mode} has the widths of its paper (--size 5m), or --size nano; got {size}")
+    nano = size == "nano"
+    if mode == "tdmpc":
+        agent = tdmpc_kin.tdmpc(nano=nano, domain=task.partition("_")[0])
+    else:
+        agent = tdmpc_kin.tcrl(nano=nano, plans=mode == "tcrl", task=task)
+    model = replace(agent.model, ends=ends, shift=0 if not pixels else 1 if nano else 3)
+    if pixels and nano:
+        model = replace(model, encoder=PatchEncoderConfig(patch=4, width=16, units=128, layers=2))
+    return replace(agent, model=model)
 
 
 def _sized(w: Widths, pixels: bool) -> TDMPC2Config:

@@ -14,8 +14,9 @@ from worldmodel.kernels.twohot_loss import twohot_loss
 from worldmodel.kernels.twohot_loss.reference import cross_entropy
 from worldmodel.kernels.unimix_categorical.reference import index_of, mixed
 
-Space = Literal["symlog", "symexp"]
-"""How a scalar becomes a two-hot code: by bins even in symlog space, or at the values that these stand for."""
+Space = Literal["symlog", "symexp", "plain"]
+"""How a scalar is predicted: as a two-hot code, by bins even in symlog space or at the values that these stand for, or
+plainly as itself."""
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -182,14 +183,32 @@ class SymlogTwoHot:
         return self.code.loss(symlog(target))
 
 
+class Plain:
+    """A scalar as itself, by its squared error (TD-MPC)."""
+
+    def __init__(self, output: Tensor) -> None:
+        """Args: output (..., 1)."""
+        self.output = output.float().squeeze(-1)
+
+    def mean(self) -> Tensor:
+        """(...)"""
+        return self.output
+
+    def loss(self, target: Tensor) -> Tensor:
+        """(...) (x - target)^2; no gradient to ``target``."""
+        return (self.output - target.detach()).square()
+
+
 def spaced_bins(count: int, limit: float, space: Space) -> Tensor:
-    """(count,) evenly spaced in [-limit, limit], for "symexp" by value."""
+    """(count,) evenly spaced in [-limit, limit], for "symexp" by value; for "plain" 1: as many as a head's outputs."""
     bins = torch.linspace(-limit, limit, count)
-    return bins if space == "symlog" else symexp(bins)
+    return torch.zeros(1) if space == "plain" else bins if space == "symlog" else symexp(bins)
 
 
-def scalar(logits: Tensor, bins: Tensor, space: Space) -> TwoHot | SymlogTwoHot:
-    """Logits (..., K) over :func:`spaced_bins` as the scalar (...) that they stand for."""
+def scalar(logits: Tensor, bins: Tensor, space: Space) -> TwoHot | SymlogTwoHot | Plain:
+    """Outputs (..., K), one for each of :func:`spaced_bins`, as the scalar (...) that they stand for."""
+    if space == "plain":
+        return Plain(logits)
     return SymlogTwoHot(logits, bins) if space == "symlog" else TwoHot(logits, bins)
 
 
@@ -259,6 +278,41 @@ class ClampedNormal:
         """(..., A) KL[self || Normal(mean, std)] in nats, of each number."""
         spread = ((2 * self.log_std).exp() + (self.mean - mean).square()) / (2 * std.square())
         return std.log() - self.log_std + spread - 0.5
+
+
+class NoisedMode:
+    """tanh(mean) and noise of a standard deviation that nobody learns, cut off at +-``reach``, the sum at the bounds;
+    gradients pass through both cuts (DrQ-v2, TD-MPC)."""
+
+    def __init__(self, mean: Tensor, std: Tensor, reach: float) -> None:
+        """Args: mean (..., A) before the tanh; std (); reach: of the noise."""
+        self.mean, self.std, self.reach = torch.tanh(mean.float()), std, reach
+
+    def sample(self) -> Tensor:
+        """(..., A) inside of [-1, 1]."""
+        return self._cut((self.std * torch.randn_like(self.mean)).clamp(-self.reach, self.reach))
+
+    def explore(self) -> Tensor:
+        """(..., A) likewise, the noise as it comes."""
+        return self._cut(self.std * torch.randn_like(self.mean))
+
+    def mode(self) -> Tensor:
+        """(..., A)."""
+        return self.mean
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """(...) of the normal, which the cuts leave out."""
+        scaled = (action - self.mean) / self.std
+        return (-0.5 * scaled.square() - self.std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(...) in nats, of the normal: the same everywhere."""
+        one = self.std.log() + 0.5 * math.log(2 * math.pi * math.e)
+        return one.expand(self.mean.shape).sum(-1)
+
+    def _cut(self, noise: Tensor) -> Tensor:
+        action = self.mean + noise
+        return action + (action.clamp(-1 + 1e-6, 1 - 1e-6) - action).detach()
 
 
 def log_slope(u: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ result belongs to state t.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from worldmodel.kernels import lambda_return as kernels
+from worldmodel.tree import struct
 
 
 def lambda_return(*, reward: Tensor, continues: Tensor, bootstrap: Tensor, lam: float | Tensor) -> Tensor:
@@ -33,3 +35,27 @@ def reach_weight(continues: Tensor) -> Tensor:
     action is taken is alive: the outcome's own continuation is not in it.
     """
     return continues.cumprod(1)
+
+
+@struct
+class Ahead:
+    """What lies ahead of the first steps of sequences, (B,) each."""
+
+    reward: Tensor
+    """sum_{t < at} discount^t r_{t+1}."""
+    discount: Tensor
+    """discount^at, of what follows."""
+    at: Tensor
+    """int64 the step arrived in: fewer than asked for where the episode ended before, 0 where it ended at once."""
+
+
+def steps_ahead(*, reward: Tensor, is_first: Tensor, discount: float, steps: int) -> Ahead:
+    """n-step returns of the first steps, as far as their episodes go; 1 - terminal at ``at`` is for whoever asks.
+
+    Args: reward, is_first (B, T), T > steps.
+    """
+    # (B, steps) whether step t + 1 is still of the same episode
+    inside = (~is_first[:, 1 : steps + 1]).long().cumprod(1)
+    at = inside.sum(1)
+    power = discount ** torch.arange(steps + 1, device=reward.device, dtype=reward.dtype)
+    return Ahead(reward=(reward[:, 1 : steps + 1] * inside * power[:-1]).sum(1), discount=power[at], at=at)

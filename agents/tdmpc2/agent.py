@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from worldmodel import tree
 from worldmodel.agents.tdmpc2.policy import PriorConfig, Spread
+from worldmodel.agents.tdmpc2.ramp import Ramp, RampConfig
 from worldmodel.agents.values.ensemble_q import EnsembleQConfig
 from worldmodel.errors import MisfitError, check_range
 from worldmodel.models.implicit import ImplicitModelConfig, Latent, padded
@@ -24,6 +25,7 @@ from worldmodel.nn.precision import Precision
 from worldmodel.nn.state import Skipped, joined, parted
 from worldmodel.planning.objectives import ExpectedReturn, policy_value
 from worldmodel.planning.policy_mppi import PolicyMPPI
+from worldmodel.returns import steps_ahead
 from worldmodel.rng import Stream
 from worldmodel.tree import struct
 from worldmodel.types import ArraySpec, Batch, EnvSpec, Plan, Step, Update
@@ -60,6 +62,14 @@ class TDMPC2Config:
     """Further iterations of both where actions have 20 numbers or more."""
     behaviour: Literal["planner", "policy"] = "planner"
     """What acts; the policy alone is the model-free reference."""
+    ramp: RampConfig = field(default_factory=RampConfig)
+    """What begins elsewhere than it ends: the planner's horizon and spread, the policy's noise."""
+    critic: Literal["joint", "apart"] = "joint"
+    """Where Q-functions learn: with the model, in imagined states, with gradient into it (TD-MPC); or after it, in what
+    the first observations of sequences are encoded as, constants, by an optimiser of their own (TCRL). The policy
+    learns in the same states."""
+    steps: int = 1
+    """Rewards that targets count before they bootstrap, where Q-functions learn apart (TCRL: 3)."""
     policy_target: Literal["value", "planner"] = "value"
     """What the policy learns: to maximise values, or to do what planning did (BMPC, which keeps the plan of every
     decision in replay; needs ``replay.memory="steps"``, and of continuous actions ``policy.form="clamped"``)."""
@@ -77,13 +87,23 @@ class TDMPC2Config:
     ``discount``."""
     discount: float = 0.99
     value_scale: float = 0.1
+    policy_scale: float = 1.0
+    """What the policy's loss is multiplied by, the mean over steps; by their number it is their sum (TD-MPC: 6)."""
+    ceiling: float = 0.0
+    """A sequence whose loss of a kind is larger moves nothing by it (TD-MPC: 1e4); 0: any does."""
     spread_rate: float = 0.01
-    """Rate of the running scale of values in the policy's loss."""
+    """Rate of the running scale of values in the policy's loss; 0: it stays 1."""
+    slow_every: int = 1
+    """Updates after which what follows slowly is moved (TD-MPC: 2)."""
     lr: float = 3e-4
     encoder_rate: float = 0.3
     """Learning rate of the encoder over that of the rest."""
     clip: float = 20.0
     """Bound on the norm of the gradient, of the policy's for itself."""
+    clipped: Literal["all", "model"] = "all"
+    """Whose: the policy's and that of Q-functions apart too, or the model's alone (TCRL)."""
+    decay: float = 0.0
+    """Of weights, added to the gradient of what learns with the model (TCRL: 1e-6)."""
     policy_eps: float = 1e-5
     """Adam's epsilon for the policy; 1e-8 for the rest."""
     precision: Precision = "auto"
@@ -93,8 +113,10 @@ class TDMPC2Config:
     def __post_init__(self) -> None:
         check_range(self, 0, "discount", "spread_rate", high=1)
         check_range(self, 0, "reanalyse_every", "more_iterations", "value_scale", "lr", "encoder_rate", "clip")
-        check_range(self, 0, "policy_eps")
-        check_range(self, 1, "reanalyse_rows")
+        check_range(self, 0, "policy_eps", "policy_scale", "ceiling", "decay")
+        check_range(self, 1, "reanalyse_rows", "steps", "slow_every")
+        if self.steps > 1 and self.critic == "joint":
+            raise ValueError(f"steps={self.steps} is of critic='apart'; with 'joint' every step has its own target")
 
     def build(self, spec: EnvSpec, *, device: torch.device | str = "cpu", seed: int = 0) -> TDMPC2:
         return TDMPC2(self, spec, torch.device(device), seed)
@@ -116,15 +138,24 @@ class TDMPC2:
         )
         seen = [*self.model.encoder.parameters(), *self.model.project.parameters()]
         known = {id(p) for p in seen}
-        rest = [p for part in (self.model, self.value) for p in part.parameters() if id(p) not in known]
-        self.optimizer = Adam([(seen, config.lr * config.encoder_rate), (rest, config.lr)], clip=config.clip)
-        self.policy_optimizer = Adam(
-            [(self.policy.parameters(), config.lr)], eps=config.policy_eps, clip=config.clip
+        apart, bound = config.critic == "apart", config.clip if config.clipped == "all" else 0.0
+        parts = (self.model,) if apart else (self.model, self.value)
+        rest = [p for part in parts for p in part.parameters() if id(p) not in known]
+        self.optimizer = Adam(
+            [(seen, config.lr * config.encoder_rate), (rest, config.lr)], clip=config.clip, decay=config.decay
         )
+        self.policy_optimizer = Adam([(self.policy.parameters(), config.lr)], eps=config.policy_eps, clip=bound)
+        self.value_optimizer = Adam([(self.value.parameters(), config.lr)], clip=bound) if apart else None
         self.discount = config.discount
         if config.discounting == "episode" and spec.max_steps:
             self.discount = discount_of(spec.max_steps)
         self.scales = {**self.model.loss_scales, "value": config.value_scale}
+        self.ramp = Ramp(
+            config.ramp, horizon=config.planner.horizon, std=getattr(config.planner, "min_std", 0.0),
+            noise=config.policy.noise, device=device,
+        )
+        if self.ramp.quietens:
+            self.policy.noise = self.ramp.noise
         self.planners = {True: self._sized(config.planner), False: self._sized(config.evaluator)}
         plans = [tree.map(lambda x: x.shape, x.initial(1, spec.action.size)) for x in self.planners.values()]
         if plans[0] != plans[1]:
@@ -132,6 +163,7 @@ class TDMPC2:
         self.objective = ExpectedReturn(
             model=self.model, action=spec.action, discount=self.discount, policy=self.policy,
             value=self.worth, bootstrap="last", continuation=config.continuation,
+            depth=self.ramp.depth if self.ramp.shortens else None,
         )
         self._keeps = config.policy_target == "planner"
         if self._keeps and spec.action.kind == "continuous" and config.policy.form != "clamped":
@@ -147,10 +179,18 @@ class TDMPC2:
         self.parts: dict[str, Callable[..., Any]] = {
             "model": self.compute_model_loss, "policy": self.compute_policy_loss, "act": self.compute_action
         }
+        if apart:
+            self.parts["value"] = self.compute_value_loss
 
     def _sized(self, planner: Any) -> Any:
-        if isinstance(planner, PolicyMPPI) and self.spec.action.size >= MANY:
-            return dataclasses.replace(planner, iterations=planner.iterations + self.config.more_iterations)
+        if not isinstance(planner, PolicyMPPI):
+            if self.ramp.widens:
+                raise MisfitError(f"ramp.std is of PolicyMPPI, not of {type(planner).__name__}; take ramp.std=0")
+            return planner
+        if self.ramp.widens:
+            planner = dataclasses.replace(planner, min_std=cast(float, self.ramp.std))
+        if self.spec.action.size >= MANY:
+            planner = dataclasses.replace(planner, iterations=planner.iterations + self.config.more_iterations)
         return planner
 
     # Acting
@@ -193,9 +233,12 @@ class TDMPC2:
             states = self.model.observe(self.model.initial(len(is_first)), one, nothing, is_first.unsqueeze(1))
             state = tree.index(states, (slice(None), 0))
             if self.config.behaviour == "policy":
-                policy = self.policy(self.model.features(state))
-                return policy.sample() if explore else policy.mode(), plan
+                features = self.model.features(state)
+                return self.policy.explored(features) if explore else self.policy(features).mode(), plan
             plan, _ = self.planners[explore](self.objective, state, plan, is_first)
+            if self.ramp.shortens:
+                counts = torch.arange(plan.mean.shape[1], device=self.device) < self.ramp.depth
+                plan = dataclasses.replace(plan, mean=torch.where(counts.unsqueeze(-1), plan.mean, 0.0))
         return plan.action, plan
 
     @property
@@ -233,6 +276,13 @@ class TDMPC2:
             raise MisfitError("TD-MPC2 learns from steps and what follows them; take replay.length of at least 2")
         if self._keeps and "expert" not in batch.memory:
             raise MisfitError('policy_target="planner" learns from plans that replay keeps; take replay.memory="steps"')
+        if self.value_optimizer is not None and batch.reward.shape[1] <= self.config.steps:
+            raise MisfitError(
+                f"targets count {self.config.steps} rewards, so sequences need {self.config.steps + 1} steps, got "
+                f"{batch.reward.shape[1]}; take a larger replay.length"
+            )
+        if self.value_optimizer is not None and batch.weight is not None:
+            raise MisfitError("Q-functions that learn apart give no priorities; take replay.sampler='uniform'")
         batch, every = dataclasses.replace(batch, index=None), self.config.reanalyse_every
         with self.streams["learn"]:
             fresh: dict[str, Tensor] = {}
@@ -255,40 +305,89 @@ class TDMPC2:
     def learn_step(self, batch: Batch) -> Update:
         """An update between two uses of the random stream: tensors in, tensors out, in place where it learns."""
         scale_before = self.spread.scale.clone()
-        total, states, metrics = self.parts["model"](batch)
+        total, states, metrics, priority = self.parts["model"](batch)
         self.optimizer.backward(total)
         model = self.optimizer.step(torch.isfinite(total))
+        healthy = model["healthy"]
+        if self.value_optimizer is not None:
+            loss, states, told = self.parts["value"](batch)
+            self.value_optimizer.backward(loss)
+            healthy = self.value_optimizer.step(healthy & torch.isfinite(loss))["healthy"]
+            total, metrics = total + loss, metrics | told
         loss, told = self.parts["policy"](states, batch.memory)
         self.policy_optimizer.backward(loss)
-        policy = self.policy_optimizer.step(model["healthy"] & torch.isfinite(loss))
+        policy = self.policy_optimizer.step(healthy & torch.isfinite(loss))
         healthy = policy["healthy"]
-        self.value.track(healthy)
+        moves = healthy & (self.updates % self.config.slow_every == 0)
+        self.value.track(moves)
+        self.model.track(moves)
         with torch.no_grad():
             self.spread.scale.copy_(torch.where(healthy, self.spread.scale, scale_before))
             self.updates.add_(1)
+            self.ramp.follow(self.updates)
         metrics = metrics | told | self.skipped.count(healthy) | {
             "loss/total": total.detach(),
             "loss/policy": loss.detach(),
             "update/grad_norm": model["grad_norm"],
             "update/policy_grad_norm": policy["grad_norm"],
         }
-        return Update(metrics=metrics, memory={})
+        return Update(metrics=metrics, memory={}, priority=priority)
 
-    def compute_model_loss(self, batch: Batch) -> tuple[Tensor, Latent, dict[str, Tensor]]:
-        """In one traceable piece: the number that model and Q-functions minimise, the imagined states (B, T) without
-        gradient, and metrics."""
+    def compute_model_loss(self, batch: Batch) -> tuple[Tensor, Latent, dict[str, Tensor], Tensor | None]:
+        """In one traceable piece: the number that the model minimises, and Q-functions unless they learn apart, the
+        imagined states (B, T) without gradient, metrics, and where replay is prioritised the new priorities (B, T)."""
+        priority = None
         with self._cast():
             unrolled = self.model.unroll(batch)
             losses = self.model.losses(batch, unrolled)
-            target = self._target(batch, unrolled.encoded)
-            before = self.model.features(unrolled.states)[:, :-1]
-            losses["value"] = self.model.step_weights(batch.is_first) * padded(
-                self.value.loss(before, batch.action[:, :-1], target)
-            )
             metrics = self._told_of_ends(batch, unrolled.predicted)
+            if self.value_optimizer is None:
+                target = self._target(batch, unrolled.encoded)
+                before = self.model.features(unrolled.states)[:, :-1]
+                each, priority = self._compare(batch, before, target)
+                losses["value"] = self.model.step_weights(batch.is_first) * padded(each)
+                metrics["value/target"] = target.mean()
+        for name, loss in losses.items():
+            metrics[f"loss/{name}"] = loss.detach().mean()
+            if self.config.ceiling:
+                steps = loss.shape[1]
+                sums = loss.detach().sum(1, keepdim=True) * ((steps - 1) / steps)
+                losses[name] = torch.where(sums <= self.config.ceiling, loss, 0.0)
+            if batch.weight is not None:
+                losses[name] = losses[name] * batch.weight.unsqueeze(1)
         total = torch.stack([self.scales[name] * loss.mean() for name, loss in losses.items()]).sum()
-        metrics |= {f"loss/{name}": loss.detach().mean() for name, loss in losses.items()}
-        return total, tree.detach(unrolled.states), metrics | {"value/target": target.mean()}
+        return total, tree.detach(unrolled.states), metrics, priority
+
+    def _compare(self, batch: Batch, before: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, T-1) the loss of Q in features (B, T-1, F). Where replay is prioritised, (B, T) the priority of the first
+        steps, sum_t rho^t sum_q |Q_q - target|, and of the others none, which is infinite (TD-MPC)."""
+        action = batch.action[:, :-1]
+        if batch.weight is None:
+            return self.value.loss(before, action, target), None
+        each, error = self.value.judged(before, action, target)
+        power = self.model.config.rho ** torch.arange(error.shape[1], device=error.device)
+        first = (error * (~batch.is_first[:, 1:]).float() * power).sum(1, keepdim=True).clamp(max=1e4) + 1e-6
+        return each, torch.cat([first, torch.full_like(error, torch.inf)], 1)
+
+    def compute_value_loss(self, batch: Batch) -> tuple[Tensor, Latent, dict[str, Tensor]]:
+        """In one traceable piece, where Q-functions learn apart: their loss from the first steps, the encoded states
+        (B, 1) of these, and metrics (TCRL, eq. 4)."""
+        ahead = steps_ahead(
+            reward=batch.reward, is_first=batch.is_first, discount=self.discount, steps=self.config.steps
+        )
+        rows = torch.arange(len(batch.reward), device=self.device)
+        with torch.no_grad(), self._cast():
+            first = self.model.encode({key: x[:, 0] for key, x in batch.obs.items()}, shift=True)
+            later = self.model.encode({key: x[rows, ahead.at] for key, x in batch.obs.items()}, shift=True)
+            value = self.value.target(later, self.policy(later).sample())
+            target = ahead.reward + ahead.discount * (~batch.is_terminal[rows, ahead.at]).float() * value
+        with self._cast():
+            each = self.value.loss(first, batch.action[:, 0], target)
+        # an episode that ended in the first step leads nowhere
+        inside = (ahead.at > 0).float()
+        loss = (inside * each).sum() / inside.sum().clamp(min=1.0)
+        metrics = {"loss/value": loss.detach(), "value/target": target.mean()}
+        return self.scales["value"] * loss, Latent(z=first.unsqueeze(1)), metrics
 
     @torch.no_grad()
     def _target(self, batch: Batch, seen: Latent) -> Tensor:
@@ -324,7 +423,7 @@ class TDMPC2:
         loss = cost / scale - self.config.policy.bonus * entropy
         power = torch.arange(loss.shape[1], device=loss.device)
         metrics |= {"value/scale": scale.clone(), "policy/entropy": entropy.detach().mean()}
-        return (loss.mean(0) * self.model.config.rho**power).mean(), metrics
+        return self.config.policy_scale * (loss.mean(0) * self.model.config.rho**power).mean(), metrics
 
     def _cast(self) -> AbstractContextManager[Any]:
         return precision.computing(self.precision, self.device)
@@ -357,11 +456,13 @@ class TDMPC2:
             self.streams[name] = Stream(state=groups["rng"][name].clone(), device=self.device)
         self.skipped.load_state_dict(groups["count"])
         self.updates.copy_(groups["count"]["updates"])
+        self.ramp.follow(self.updates)
         self.calls = int(self.updates)
 
     @property
     def _optimizers(self) -> dict[str, Adam]:
-        return {"model": self.optimizer, "policy": self.policy_optimizer}
+        apart = {} if self.value_optimizer is None else {"value": self.value_optimizer}
+        return {"model": self.optimizer, "policy": self.policy_optimizer, **apart}
 
 
 def discount_of(steps: int) -> float:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel import ranks
-from worldmodel.distributions import Categorical, ClampedNormal, SquashedNormal, log_slope
-from worldmodel.nn.normed import Activation, NormedMLP
+from worldmodel.distributions import Categorical, ClampedNormal, NoisedMode, SquashedNormal, log_slope
+from worldmodel.errors import check_range
+from worldmodel.nn.normed import Activation, Init, Norm, NormedMLP
 from worldmodel.types import ActionSpec
 
 
@@ -21,9 +22,15 @@ class PriorConfig:
     units: int = 512
     layers: int = 2
     activation: Activation = "mish"
-    form: Literal["squashed", "clamped"] = "squashed"
+    norm: Norm = "layer"
+    init: Init = "normal"
+    form: Literal["squashed", "clamped", "noised"] = "squashed"
     """How the normal keeps to the bounds: by a tanh of its samples, or by one of its mean and cutting samples off
-    (BMPC, with log-stds in [-3, 1])."""
+    (BMPC, with log-stds in [-3, 1]), its spread learned or, "noised", given (TD-MPC, TCRL)."""
+    noise: float = 0.05
+    """Standard deviation of "noised"."""
+    reach: float = 0.3
+    """Where noise is cut off, but for what explores."""
     min_log_std: float = -10.0
     max_log_std: float = 2.0
     unimix: float = 0.01
@@ -38,6 +45,9 @@ class PriorConfig:
     def __post_init__(self) -> None:
         if not self.min_log_std < self.max_log_std:
             raise ValueError(f"need min_log_std < max_log_std, got {self.min_log_std} and {self.max_log_std}")
+        check_range(self, 0, "reach", "bonus")
+        if not self.noise > 0:
+            raise ValueError(f"noise must be positive, got {self.noise}")
 
     def build(self, feature_dim: int, action: ActionSpec) -> Prior:
         return Prior(self, feature_dim, action)
@@ -46,17 +56,26 @@ class PriorConfig:
 class Prior(nn.Module):
     """features -> distribution of actions."""
 
+    noise: Tensor
+    """() the standard deviation of "noised", which its owner may change."""
+
     def __init__(self, config: PriorConfig, feature_dim: int, action: ActionSpec) -> None:
         super().__init__()
         self.config, self.action = config, action
-        outputs = action.size if action.kind == "discrete" else 2 * action.size
-        self.net = NormedMLP(feature_dim, config.units, config.layers, outputs, activation=config.activation)
+        alone = action.kind == "discrete" or config.form == "noised"
+        self.net = NormedMLP(
+            feature_dim, config.units, config.layers, action.size * (1 if alone else 2), activation=config.activation,
+            norm=config.norm, init=config.init,
+        )
+        self.register_buffer("noise", torch.tensor(config.noise), persistent=False)
 
-    def forward(self, features: Tensor) -> SquashedNormal | ClampedNormal | Categorical:
+    def forward(self, features: Tensor) -> SquashedNormal | ClampedNormal | NoisedMode | Categorical:
         """(..., F) -> distribution over (..., A)."""
         c, out = self.config, self.net(features)
         if self.action.kind == "discrete":
             return Categorical(out, c.unimix)
+        if c.form == "noised":
+            return NoisedMode(out, self.noise, c.reach)
         mean, raw = out.float().chunk(2, -1)
         log_std = c.min_log_std + 0.5 * (c.max_log_std - c.min_log_std) * (torch.tanh(raw) + 1)
         return SquashedNormal(mean, log_std) if c.form == "squashed" else ClampedNormal(mean, log_std)
@@ -73,11 +92,16 @@ class Prior(nn.Module):
             every = torch.eye(self.action.size, device=features.device).view(-1, *[1] * len(shape[1:]), shape[0])
             worth = q(features.expand(*shape, -1), every.expand(*shape, -1)).detach()
             return (policy.probs * worth.movedim(0, -1)).sum(-1), policy.entropy()
-        if isinstance(policy, ClampedNormal):
+        if isinstance(policy, (ClampedNormal, NoisedMode)):
             return q(features, policy.sample()), policy.entropy()
         u, before = policy.draw()
         entropy = -before * self.action.size if self.config.entropy == "scaled" else log_slope(u) - before
         return q(features, torch.tanh(u)), entropy
+
+    def explored(self, features: Tensor) -> Tensor:
+        """(..., A) what collects where the policy acts."""
+        policy = self(features)
+        return policy.explore() if isinstance(policy, NoisedMode) else policy.sample()
 
     def taught(self, features: Tensor, expert: Tensor) -> tuple[Tensor, Tensor]:
         """How far the policy is from what planning found, and its entropy, (...) both (BMPC, eq. 8).

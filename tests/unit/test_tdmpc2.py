@@ -87,7 +87,7 @@ def test_the_policys_loss_moves_the_policy_alone_and_the_models_everything_else(
         return {name for name, p in trained.items() if p.grad is not None and p.grad.any()}
 
     agent.policy_optimizer.zero_grad()
-    total, states, _ = agent.compute_model_loss(batch)
+    total, states, *_ = agent.compute_model_loss(batch)
     agent.optimizer.backward(total)
     assert reached() == trained.keys() - mine
     agent.optimizer.zero_grad()

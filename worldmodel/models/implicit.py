@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,17 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel import tree
-from worldmodel.distributions import Space, SymlogTwoHot, TwoHot, scalar, spaced_bins
+from worldmodel.distributions import Plain, Space, SymlogTwoHot, TwoHot, scalar, spaced_bins
 from worldmodel.errors import MisfitError, check_range
 from worldmodel.nn.normed import (
     Activation,
+    Init,
+    Norm,
     NormedEncoderConfig,
     NormedLinear,
     NormedMLP,
     NormedTrunk,
     SimNorm,
+    plain_linear,
     shifted,
 )
+from worldmodel.nn.slow import follow_
 from worldmodel.tree import struct
 from worldmodel.types import Batch, EnvSpec, Prediction
 
@@ -43,6 +48,8 @@ class Unrolled:
     """(B, T-1, D) what step t leads to, episodes notwithstanding."""
     encoded: Latent
     """(B, T-1, D) what was seen there, a constant."""
+    aims: Latent
+    """(B, T-1, D) what ``predicted`` is to be: that, or what the slow encoder makes of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +63,27 @@ class ImplicitModelConfig:
     pixels)."""
     latent: int = 512
     """D."""
+    form: Literal["simplex", "sigmoid", "free"] = "simplex"
+    """What a latent may be: points of simplices (TD-MPC2), numbers in (0, 1) after a LayerNorm (FOWM), or anything
+    (TD-MPC, TCRL)."""
     simplex: int = 8
     """V, the size of the groups that are normalised to simplices."""
     units: int = 512
     """Width of the dynamics and of the heads."""
     layers: int = 2
     activation: Activation = "mish"
+    norm: Norm = "layer"
+    """Which of their hidden layers are normalised."""
+    init: Init = "normal"
+    """Of dynamics, heads, and the layer to the latent."""
+    out_scale: float = 0.0
+    """What the initial weights of the reward's last layer are multiplied by."""
     bins: int = 101
     limit: float = 10.0
     """Bins of the reward lie in [-limit, limit] in symlog space."""
     space: Space = "symlog"
-    """Where the mean of a reward is taken: of logarithms (TD-MPC2), or of values (DreamerV3), which is not biased."""
+    """Where the mean of a reward is taken: of logarithms (TD-MPC2), or of values (DreamerV3), which is not biased;
+    "plain" without bins, by squared errors (TD-MPC)."""
     ends: Literal["predicted", "never"] = "predicted"
     """Whether there is a head for terminations; "never" for tasks without any."""
     shift: int = 3
@@ -75,15 +92,23 @@ class ImplicitModelConfig:
     """Always is TD-MPC2: when it acts and plans too."""
     rho: float = 0.5
     """Weight of losses one step further ahead."""
+    consistency: Literal["squared", "cosine"] = "squared"
+    """How far the predicted latent is from what is seen: the mean of squares, or 2 - 2 cos (TCRL)."""
+    aim: Literal["fast", "slow"] = "fast"
+    """What is seen there: by the encoder as it is (TD-MPC2), or by a copy that follows slowly (TD-MPC, TCRL)."""
+    rate: float = 0.01
+    """Share of the encoder's weights that this copy takes over."""
     consistency_scale: float = 20.0
     reward_scale: float = 0.1
     end_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.latent % self.simplex:
+        if self.form == "simplex" and self.latent % self.simplex:
             raise ValueError(f"latent must be a multiple of simplex, got {self.latent} and {self.simplex}")
-        check_range(self, 0, "rho", high=1)
-        check_range(self, 0, "shift", "layers", "limit", "consistency_scale", "reward_scale", "end_scale")
+        if self.form != "simplex" and self.project == "none":
+            raise ValueError(f"project='none' is for form='simplex' alone, got {self.form!r}; take project='linear'")
+        check_range(self, 0, "rho", "rate", high=1)
+        check_range(self, 0, "shift", "layers", "limit", "consistency_scale", "reward_scale", "end_scale", "out_scale")
 
     def build(self, spec: EnvSpec) -> ImplicitModel:
         return ImplicitModel(self, spec)
@@ -109,23 +134,34 @@ class ImplicitModel(nn.Module):
                 f"project='none' needs an encoder as wide as the latent, got {width} and {config.latent}; take "
                 f"project='linear'"
             )
-        norm = SimNorm(config.simplex)
-        self.project = norm if config.project == "none" else NormedLinear(width, config.latent, norm)
+        self.register_buffer("bins", spaced_bins(config.bins, config.limit, config.space), persistent=False)
+        self.project = SimNorm(config.simplex) if config.project == "none" else self._to_latent(width)
         told = config.latent + spec.action.size
-        units, layers, act = config.units, config.layers, config.activation
-        trunk = NormedTrunk(told, units, layers, act)
-        self.dynamics = nn.Sequential(*trunk, NormedLinear(trunk.out_dim, config.latent, norm))
-        self.reward = NormedMLP(told, units, layers, config.bins, activation=act, out_scale=0.0)
+        units, layers = config.units, config.layers
+        kind: dict[str, Any] = {"activation": config.activation, "norm": config.norm, "init": config.init}
+        trunk = NormedTrunk(told, units, layers, **kind)
+        self.dynamics = nn.Sequential(*trunk, self._to_latent(trunk.out_dim))
+        self.reward = NormedMLP(told, units, layers, len(self.bins), out_scale=config.out_scale, **kind)
         self.ends: NormedMLP | None = None
         if config.ends == "predicted":
-            self.ends = NormedMLP(config.latent, units, layers, 1, activation=act)
-        self.register_buffer("bins", spaced_bins(config.bins, config.limit, config.space), persistent=False)
+            self.ends = NormedMLP(config.latent, units, layers, 1, **kind)
+        self.slow: nn.Sequential | None = None
+        if config.aim == "slow":
+            self.slow = copy.deepcopy(nn.Sequential(self.encoder, self.project)).requires_grad_(False)
         self.loss_scales = {"consistency": config.consistency_scale, "reward": config.reward_scale}
         if self.ends is not None:
             self.loss_scales["end"] = config.end_scale
 
+    def _to_latent(self, width: int) -> nn.Module:
+        """The layer that makes a latent of (..., width)."""
+        c = self.config
+        if c.form == "free":
+            return plain_linear(width, c.latent, init=c.init)
+        return NormedLinear(width, c.latent, SimNorm(c.simplex) if c.form == "simplex" else torch.sigmoid, init=c.init)
+
     def initial(self, batch_size: int) -> Latent:
-        return Latent(z=self.bins.new_full((batch_size, self.config.latent), 1.0 / self.config.simplex))
+        middle = {"simplex": 1.0 / self.config.simplex, "sigmoid": 0.5, "free": 0.0}[self.config.form]
+        return Latent(z=self.bins.new_full((batch_size, self.config.latent), middle))
 
     def observe(self, state: Latent, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor) -> Latent:
         """(B, T, ...) -> (B, T, D): every observation stands for itself."""
@@ -133,11 +169,15 @@ class ImplicitModel(nn.Module):
 
     def encode(self, obs: dict[str, Tensor], *, shift: bool) -> Tensor:
         """(..., *shape) -> (..., D)."""
-        if shift and self.config.shift:
+        return self.project(self.encoder(self._shifted(obs) if shift else obs))
+
+    def _shifted(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Images moved by chance, every one by its own."""
+        if self.config.shift:
             for key in self.image_keys:
                 x = obs[key]
                 obs = obs | {key: shifted(x.reshape(-1, *x.shape[-3:]), self.config.shift).view(x.shape)}
-        return self.project(self.encoder(obs))
+        return obs
 
     def step(self, state: Latent, action: Tensor) -> Latent:
         return Latent(z=self.dynamics(torch.cat([state.z, action], -1)))
@@ -149,7 +189,7 @@ class ImplicitModel(nn.Module):
             return Prediction(reward=reward, continues=torch.ones_like(reward))
         return Prediction(reward=reward, continues=torch.sigmoid(-self.end_logit(state)))
 
-    def reward_of(self, state: Latent, action: Tensor) -> TwoHot | SymlogTwoHot:
+    def reward_of(self, state: Latent, action: Tensor) -> TwoHot | SymlogTwoHot | Plain:
         """(...) the reward of an action."""
         return scalar(self.reward(torch.cat([state.z, action], -1)), self.bins, self.config.space)
 
@@ -171,7 +211,9 @@ class ImplicitModel(nn.Module):
         # with gradient first: within one block of autocast, weights keep the cast of their first use
         z = self.encode({key: x[:, 0] for key, x in batch.obs.items()}, shift=True)
         with torch.no_grad():
-            encoded = self.encode({key: x[:, 1:] for key, x in batch.obs.items()}, shift=True)
+            seen = self._shifted({key: x[:, 1:] for key, x in batch.obs.items()})
+            encoded = self.encode(seen, shift=False)
+            aims = encoded if self.slow is None else self.slow(seen)
         states, predicted = [z], []
         for t in range(batch.reward.shape[1] - 1):
             z = self.step(Latent(z=z), batch.action[:, t]).z
@@ -182,12 +224,13 @@ class ImplicitModel(nn.Module):
             states=Latent(z=torch.stack(states, 1)),
             predicted=Latent(z=torch.stack(predicted, 1) if predicted else encoded),
             encoded=Latent(z=encoded),
+            aims=Latent(z=aims),
         )
 
     def losses(self, batch: Batch, unrolled: Unrolled) -> dict[str, Tensor]:
         """Consistency, reward and end, (B, T) each (TD-MPC2, eq. 3 without the value's term)."""
         before = tree.index(unrolled.states, (slice(None), slice(None, -1)))
-        gap = F.mse_loss(unrolled.predicted.z, unrolled.encoded.z, reduction="none").float().mean(-1)
+        gap = self._gap(unrolled.predicted.z, unrolled.aims.z)
         code = self.reward_of(before, batch.action[:, :-1]).loss(batch.reward[:, 1:])
         weight = self.step_weights(batch.is_first)
         losses = {"consistency": weight * padded(gap), "reward": weight * padded(code)}
@@ -196,6 +239,17 @@ class ImplicitModel(nn.Module):
             end = F.binary_cross_entropy_with_logits(self.end_logit(unrolled.predicted), target, reduction="none")
             losses["end"] = self.step_weights(batch.is_first, rho=1.0) * padded(end)
         return losses
+
+    def _gap(self, predicted: Tensor, aim: Tensor) -> Tensor:
+        """(..., D) both -> (...)."""
+        if self.config.consistency == "cosine":
+            return 2 - 2 * F.cosine_similarity(predicted.float(), aim.float(), dim=-1)
+        return F.mse_loss(predicted, aim, reduction="none").float().mean(-1)
+
+    def track(self, healthy: Tensor) -> None:
+        """Move the slow encoder, where there is one, after an update that was () ``healthy``."""
+        if self.slow is not None:
+            follow_(self.slow, nn.Sequential(self.encoder, self.project), self.config.rate, healthy)
 
     def step_weights(self, is_first: Tensor, rho: float | None = None) -> Tensor:
         """(B, T) whose product with (B, T) losses has the mean 1/H sum_t rho^t mean_b loss[b, t], H = T - 1, where the

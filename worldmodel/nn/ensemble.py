@@ -75,12 +75,13 @@ class EnsembleMLP(nn.Module):
 
     def __init__(
         self, members: int, inputs: int, outputs: int, *, units: tuple[int, ...],
-        norm: Literal["layer", "rms", "none"] = "layer",
+        norm: Literal["layer", "rms", "first", "none"] = "layer",
         activation: Literal["mish", "silu", "elu", "relu", "tanh"] = "mish",
         dropout: float = 0.0, init: Init = init_weight, out_scale: float = 1.0,
     ) -> None:
         """Args:
             units: widths of the hidden layers.
+            norm: "first": a LayerNorm in the first hidden layer alone, and a tanh instead of its activation (TD-MPC).
             dropout: in the first hidden layer alone, before its norm (TD-MPC2), where a call asks for it.
             init: of every weight; the default is the house's, with standard deviation 1/sqrt(in).
             out_scale: multiplies the last layer's initial weights; 0 makes every member begin at 0.
@@ -95,7 +96,11 @@ class EnsembleMLP(nn.Module):
         layers = [EnsembleLinear(members, a, b, init=init) for a, b in itertools.pairwise(widths)]
         self.layers = nn.ModuleList(layers)
         self.norms: nn.ModuleList | None = None
-        if norm != "none":
+        self.is_bounded = norm == "first"
+        """Whether what the first hidden layer says is."""
+        if norm == "first":
+            self.norms = nn.ModuleList(EnsembleNorm(members, u, "layer") for u in units[:1])
+        elif norm != "none":
             self.norms = nn.ModuleList(EnsembleNorm(members, u, norm) for u in units)
         self.activation = ACTIVATIONS[activation]
         with torch.no_grad():
@@ -121,7 +126,7 @@ class EnsembleMLP(nn.Module):
                 break
             if i == 0 and drop and self.dropout:
                 x = F.dropout(x, self.dropout)
-            if norms:
+            if i < len(norms):
                 x = norms[i](x, members)
-            x = self.activation(x)
+            x = torch.tanh(x) if self.is_bounded and not i else self.activation(x)
         return x

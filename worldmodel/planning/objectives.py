@@ -50,6 +50,8 @@ class ExpectedReturn(Generic[S]):
     """States (B, ...) and actions (B, A) to uncertainty (B,); without it the model's own, where it is ``Uncertain``."""
     doubts_end: bool = False
     """Weigh the uncertainty of the policy's action in the last state too, as part of its value (FOWM)."""
+    depth: Tensor | None = None
+    """() how many steps count, of sequences that may be longer; what comes after is nobody's. None: all of them."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.discount <= 1:
@@ -99,6 +101,8 @@ class ExpectedReturn(Generic[S]):
             before = tree.index(trajectory.states, (slice(None), slice(None, -1)))
             gain = gain + self.optimism * self._doubt(before, trajectory.action)
         gain = torch.cat([gain[:, :1], weight[:, :-1] * gain[:, 1:]], 1)
+        if self.depth is not None:
+            return self._cut_off(trajectory, gain.cumsum(1), weight, self.depth)
         if self.bootstrap == "every":
             after = tree.index(trajectory.states, (slice(None), slice(1, None)))
             total = (gain.cumsum(1) + weight * self._end(after)).mean(1)
@@ -107,6 +111,16 @@ class ExpectedReturn(Generic[S]):
             total = gain.sum(1) + weight[:, -1] * self._end(after)[:, 0]
         else:
             total = gain.sum(1)
+        return torch.where(total.isfinite(), total, WORST)
+
+    def _cut_off(self, trajectory: Trajectory[S], totals: Tensor, weight: Tensor, depth: Tensor) -> Tensor:
+        """J of the first ``depth`` steps, given what rewards sum to (B, H) up to each step."""
+        if self.bootstrap != "none":
+            after = tree.index(trajectory.states, (slice(None), slice(1, None)))
+            totals = totals + weight * self._end(after)
+        at = torch.arange(totals.shape[1], device=totals.device)
+        taken = at < depth if self.bootstrap == "every" else at == depth - 1
+        total = torch.where(taken, totals, 0.0).sum(1) / taken.sum()
         return torch.where(total.isfinite(), total, WORST)
 
     def _end(self, state: S) -> Tensor:

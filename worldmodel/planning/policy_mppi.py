@@ -31,7 +31,10 @@ class PolicyMPPI:
     iterations: int = 6
     temperature: float = 0.5
     """Scores of elites are *multiplied* by this: larger is greedier."""
+    momentum: float = 0.0
+    """Share of the old mean that stays in a refit (TD-MPC: 0.1)."""
     min_std: float = 0.05
+    """Floor of the standard deviation; an agent may put a () tensor in its place that changes while it learns."""
     max_std: float = 2.0
     """Where the standard deviation begins, and its ceiling."""
     select: Literal["sample", "best", "mean"] = "sample"
@@ -43,6 +46,7 @@ class PolicyMPPI:
 
     def __post_init__(self) -> None:
         check_range(self, 1, "horizon", "samples", "elites", "iterations")
+        check_range(self, 0, "momentum", high=1)
         fits(elites=self.elites, samples=self.samples, policy_samples=self.policy_samples)
 
     def initial(self, batch_size: int, action_size: int) -> Plan:
@@ -66,8 +70,9 @@ class PolicyMPPI:
             score = objective.score(state, population)
             elite, value, index = best(population, score, self.elites)
             weight = elite_weights(value, self.temperature)
-            mean, std = moments(elite, weight)
-            std = std.clamp(self.min_std, self.max_std)
+            fresh, std = moments(elite, weight)
+            mean = torch.lerp(fresh, mean, self.momentum)
+            std = std.clamp(max=self.max_std).clamp(min=self.min_std)
         if self.select == "sample":
             chosen = elite[torch.arange(b, device=elite.device), (weight.log() + gumbel).argmax(1)]
         else:

@@ -311,8 +311,8 @@ class RingReplay:
     def write_back(self, batch: Batch, update: Update) -> None:
         """Store fresh memory (B, T, ...) and priorities (B, T) over the steps of ``batch``.
 
-        Steps overwritten since are skipped, and those whose memory is not finite; where sequences of the batch overlap,
-        the last row wins.
+        Steps overwritten since are skipped, those whose memory is not finite, and for priorities those whose priority
+        is not; where sequences of the batch overlap, the last row wins.
 
         Raises:
             ValueError: ``batch`` has no index, or memory differs from the spec.
@@ -335,7 +335,8 @@ class RingReplay:
             self.storage.write(f"memory/{key}", rows, value.detach().flatten(0, 1), latest)
         if update.priority is not None:
             priority = self.storage.bring(update.priority.detach().float().flatten())
-            self._sampler.update(rows, priority.index_select(0, latest))
+            known = torch.where(torch.isfinite(priority), rows, self.storage.bin)
+            self._sampler.update(known, priority.index_select(0, latest_of_equal(known)))
 
     def _check_memory(self, name: str, value: Tensor, batch_size: int) -> None:
         column = self.storage.columns[name]
