@@ -283,17 +283,15 @@ def test_recall_with_a_shortest_delay_grows_by_right_answers_alone_and_is_evalua
     lengths, shown = ([], []), []
     ticks = np.zeros(2, int)
     for _ in range(200):
-        # the first game answers right for its first twelve episodes, the second never
-        answer = toys.task.state["cue"] + [len(lengths[0]) >= 12, 1]
+        # the first game answers right for its first fourteen episodes, the second every third time not
+        answer = toys.task.state["cue"] + [len(lengths[0]) >= 14, len(lengths[1]) % 3 == 2]
         step = toys.step(np.eye(4, dtype=np.float32)[answer % 4])
         ticks = np.where(step.is_first, 0, ticks + 1)
         for row in np.flatnonzero(step.is_last):
             lengths[row].append(int(ticks[row]) - 2)
             # the last picture shows the disc
             shown.append(step.obs["image"][row].max() > 150)
-    # (1 + 1) 1.25^k - 1, cut at 15, then down again
-    grown = [min(15, int(2 * 1.25**k - 1 + 1e-9)) for k in range(13)]
-    assert lengths[0][:13] == grown and lengths[0][13] == int(16 / 1.25 - 1) and all(shown)
+    assert lengths[0][:17] == [1] * 3 + [3] * 3 + [7] * 3 + [15] * 6 + [7, 3] and all(shown)
     assert set(lengths[1]) == {1} and toys.spec.max_steps == 17
     assert evaluation_env(config) == ToyConfig(task="recall", delay=15) and evaluation_env(ToyConfig()) == ToyConfig()
     assert (config.name, evaluation_env(config).name) == ("toy/recall1-15", "toy/recall15")

@@ -80,9 +80,8 @@ class ToyConfig:
     delay: int = 8
     """Empty pictures between the cue of "recall" and the question; the other games have none."""
     shortest: int | None = None
-    """Where given, the delay that games of "recall" begin with when they are learned from: it grows by a quarter with
-    a right answer, up to ``delay``, and shrinks with a wrong one (a staircase of one up, one down). Evaluations have
-    ``delay`` alone."""
+    """Where given, the delay that games of "recall" begin with when they are learned from: three right answers
+    in a row double it, up to ``delay``, and a wrong one halves it. Evaluations have ``delay`` alone."""
 
     def __post_init__(self) -> None:
         for name, known in (
