@@ -31,7 +31,7 @@ Version = Literal[
 
 ENDS: dict[str, Ends] = {
     "Hopper": "hopper", "Walker2d": "walker2d", "Ant": "ant", "Humanoid": "humanoid",
-    "InvertedPendulum": "inverted_pendulum",
+    "InvertedPendulum": "inverted_pendulum", "InvertedDoublePendulum": "inverted_double_pendulum",
 }
 """What ends an episode of these; nothing ends those of others. It is held against the data before dreams begin."""
 

@@ -63,13 +63,14 @@ def advantage_weight(*, advantage: Tensor, beta: float, limit: float) -> Tensor:
 
 
 def conservative_gap(*, asked: Tensor, log_density: Tensor, done: Tensor, temperature: float) -> Tensor:
-    """() sum over members of  mean_s T log sum_k exp((Q(s, a_k) - log mu(a_k|s)) / T)  -  mean Q(s, a)  (CQL, eq. 4;
-    COMBO, eq. 2).
+    """() sum over members of  mean_s T log sum_k exp(Q(s, a_k) / T - log mu(a_k|s))  -  mean Q(s, a)  (CQL, eq. 4;
+    COMBO, eq. 2). The sum is K times what it estimates, the integral of exp(Q / T), whatever mu is; the authors' code
+    divides log mu by T too, with which that holds for T = 1 alone.
 
     Args: asked (E, N, K) of actions that were drawn; log_density (N, K) that they were drawn with; done (E, M) of the
         data's actions.
     """
-    soft = temperature * ((asked - log_density) / temperature).logsumexp(-1)
+    soft = temperature * (asked / temperature - log_density).logsumexp(-1)
     return (soft.mean(-1) - done.mean(-1)).sum()
 
 

@@ -106,6 +106,8 @@ class Reach(nn.Module):
         """Take in what the critic was corrected at, (N, F), and the values that it learned there, (N,); nothing of an
         update that was not healthy."""
         c = self.config
+        if c.detector == "none":  # nothing would be asked of it
+            return
         flat = features.reshape(-1, features.shape[-1]).float()
         learned = value.reshape(-1)[:MOST].float()
         good = healthy & flat.isfinite().all() & learned.isfinite().all()

@@ -195,6 +195,9 @@ def test_images_are_refused() -> None:
     ("ant", [0.2, 0.0], [0.19, 0.0]),
     ("humanoid", [1.5, 0.0], [0.9, 0.0]),
     ("inverted_pendulum", [3.0, 0.2], [0.0, -0.21]),
+    # the same two angles: bent against each other the tip is at 1.08, bent alike at 0.648
+    ("inverted_double_pendulum", [0.0, 0.6, -0.6, 0.8, 0.8], [0.0, 0.6, 0.6, 0.8, 0.8]),
+    ("inverted_double_pendulum", [5.0, 0.0, 0.0, 1.0, 1.0], [0.0, 0.6, 0.0, 0.8, 1.0]),
 ])
 def test_ends_are_those_of_gymnasium(name: str, alive: list[float], over: list[float]) -> None:
     assert TERMINATIONS[name](torch.tensor([alive, over])).tolist() == [False, True]

@@ -26,7 +26,7 @@ from worldmodel.agents.dyna.pessimism import (
     InconsistencyConfig,
     conservatism,
 )
-from worldmodel.agents.dyna.policy import PolicyConfig
+from worldmodel.agents.dyna.policy import PolicyConfig, SquashedNormal
 from worldmodel.agents.dyna.rules.cloning import CloningConfig
 from worldmodel.agents.dyna.rules.iql import IQL, IQLConfig
 from worldmodel.agents.dyna.rules.leq import LEQ, LEQConfig
@@ -243,10 +243,11 @@ def gap(agent: Dyna, at: list[int], lived: list[int], noise: list[Array], temper
             for seen, drawn_ in ((x, noise[0]), (after, noise[1])):
                 for n in range(2):
                     action, log_prob = sampled(agent, seen, drawn_[row, n])
-                    tries.append(q(agent, i, x, action) - log_prob)
-            tries += [q(agent, i, x, 2 * noise[2][row, n] - 1) - math.log(0.25) for n in range(2)]
+                    tries.append(q(agent, i, x, action) / temperature - log_prob)
+            for n in range(2):
+                tries.append(q(agent, i, x, 2 * noise[2][row, n] - 1) / temperature - math.log(0.25))
             assert len(tries) == 6, "of all actions at once, not of three groups"
-            soft.append(temperature * math.log(sum(math.exp(t / temperature) for t in tries)))
+            soft.append(temperature * math.log(sum(math.exp(t) for t in tries)))
         total += np.mean(soft) - np.mean([q(agent, i, all_rows[k][0], all_rows[k][1]) for k in lived])
     return total
 
@@ -259,6 +260,27 @@ def test_cql_by_loops(drawn: Drawn) -> None:
     expected = soft_terms(agent, drawn.taken[0], drawn.taken[1])
     expected["conservatism"] = 5.0 * gap(agent, [0, 1, 2, 3], [0, 1, 2, 3], drawn.taken[2:], 0.5)
     holds(found, expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_cql_presses_on_an_integral_whatever_actions_are_drawn_from(temperature: float) -> None:
+    """With their densities divided out, draws from a narrow policy and from everywhere estimate the same
+    T log of the integral of exp(Q / T) over all actions, here of Q = a - 2 a^2."""
+    grid = torch.linspace(-1, 1, 100_001, dtype=torch.float64)
+    area = (((grid - 2 * grid**2) / temperature).exp().mean() * 2).log() * temperature
+    torch.manual_seed(0)
+    narrow = SquashedNormal(torch.full((1, 400_000, 1), 0.3), torch.full((1, 400_000, 1), -0.2))
+    anywhere = torch.rand(1, 400_000, 1) * 2 - 1
+    for action, log_density in (
+        narrow.sample_with_log_prob(), (anywhere, torch.full((1, 400_000), -math.log(2.0))),
+    ):
+        a = action[..., 0]
+        found = losses.conservative_gap(
+            asked=(a - 2 * a**2).unsqueeze(0), log_density=log_density,
+            done=torch.tensor([[3.0, 5.0]]), temperature=temperature,
+        )
+        expected = area + temperature * math.log(400_000) - 4.0
+        assert abs(float(found - expected)) < 0.01
 
 
 @pytest.mark.parametrize(("over", "at"), [("mix", [0, 1, 2, 3]), ("dreams", [1, 2, 3])])

@@ -43,7 +43,14 @@ def inverted_pendulum(x: Tensor) -> Tensor:
     return ~(x.isfinite().all(-1) & (x[..., 1].abs() <= 0.2))
 
 
+def inverted_double_pendulum(x: Tensor) -> Tensor:
+    """InvertedDoublePendulum-v4, -v5: the tip of two poles of 0.6 above 1; of their angles sines and cosines are seen,
+    the second one's against the first."""
+    sin, cos = x[..., 1:3], x[..., 3:5]
+    return 0.6 * (cos[..., 0] + cos[..., 0] * cos[..., 1] - sin[..., 0] * sin[..., 1]) <= 1.0
+
+
 TERMINATIONS: dict[str, Termination] = {
     "never": never, "hopper": hopper, "walker2d": walker2d, "ant": ant, "humanoid": humanoid,
-    "inverted_pendulum": inverted_pendulum,
+    "inverted_pendulum": inverted_pendulum, "inverted_double_pendulum": inverted_double_pendulum,
 }
