@@ -25,8 +25,8 @@ from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
 
 Size = Literal["nano", "1m", "5m", "19m", "48m", "317m"]
-Mode = Literal["default", "parity", "bootstrapped", "tdmpc", "tcrl", "tcrl_free"]
-KIN = ("tdmpc", "tcrl", "tcrl_free")
+Mode = Literal["default", "parity", "bootstrapped", "tdmpc", "tcrl", "tcrl_free", "fowm"]
+KIN = ("tdmpc", "tcrl", "tcrl_free", "fowm")
 """Modes that are papers of their own, with their own widths."""
 TOYS: dict[str, int] = {"catch": 16_000, "glide": 48_000}
 """Decisions of each toy."""
@@ -70,7 +70,8 @@ def tdmpc2(
     and not of what the tanh squashes, the two drawn Q-functions alone computed, predicted ends as probabilities,
     evaluation by the plan's mean, images at rest while acting. "bootstrapped" is that with a policy that learns what
     was planned (BMPC). "tdmpc" is TD-MPC (2022), "tcrl_free" TCRL's actor and critics on consistent latents, and "tcrl"
-    a planner on these; at size "5m", which of them are their papers' widths, or "nano". "nano" is for CPUs: small, 64
+    a planner on these, and "fowm" learns from --data first, then from both with --init RUN and --replay.data-fraction
+    0.5; at size "5m", which of them are their papers' widths, or "nano". "nano" is for CPUs: small, 64
     samples, 3 iterations, SiLU, no dropout, four environments, and an update after every other decision.
     """
     toy = task in TOYS
@@ -81,7 +82,7 @@ def tdmpc2(
     agent = configured(size, mode=mode, pixels=pixels, discrete=discrete, ends=ends, task=task)
     nano, domain = size == "nano", task.partition("_")[0]
     batch = 128 if nano else 256
-    if mode in KIN and not nano:
+    if mode in KIN and mode != "fowm" and not nano:
         batch = 2048 if mode == "tdmpc" and domain == "dog" else 256 if mode == "tdmpc" and pixels else 512
     length = agent.planner.horizon + 1
     env: Any = GymConfig(id=task)
@@ -102,15 +103,15 @@ def tdmpc2(
         benchmark = "dmc_vision" if pixels else "dmc_proprio"
         answer = published.answer(benchmark, "tdmpc2", full, what, frames=1_000_000)
     # an update after every decision (nano and TCRL: every other), and when the first is due as many as would have been
-    every, late = 2 if nano or mode in ("tcrl", "tcrl_free") else 1, mode in ("tcrl", "tcrl_free")
+    every, late = 2 if nano or mode in ("tcrl", "tcrl_free") else 1, mode in ("tcrl", "tcrl_free", "fowm")
+    per = mode in ("tdmpc", "fowm")
     return Run(
         env=env,
         agent=agent,
         replay=ReplayConfig(
             capacity=min(1_000_000, steps + 10_000), batch_size=batch, length=length, online_fraction=0.0,
             min_starts=seeding, memory="steps" if mode == "bootstrapped" else "context",
-            sampler="prioritized" if mode == "tdmpc" else "uniform",
-            priority_exponent=0.6 if mode == "tdmpc" else 0.8,
+            sampler="prioritized" if per else "uniform", priority_exponent=0.6 if per else 0.8,
         ),
         train=TrainConfig(
             steps=steps, num_envs=4 if nano else 1, train_ratio=batch * length / every,
@@ -161,6 +162,8 @@ def _kin(
     nano = size == "nano"
     if mode == "tdmpc":
         agent = tdmpc_kin.tdmpc(nano=nano, domain=task.partition("_")[0])
+    elif mode == "fowm":
+        agent = tdmpc_kin.fowm(nano=nano, task=task)
     else:
         agent = tdmpc_kin.tcrl(nano=nano, plans=mode == "tcrl", task=task)
     model = replace(agent.model, ends=ends, shift=0 if not pixels else 1 if nano else 3)

@@ -1,4 +1,4 @@
-"""Agents of TD-MPC2's kin, from the same parts: TD-MPC and TCRL; the presets that take them are in ``tdmpc2.py``."""
+"""Agents of TD-MPC2's kin, from the same parts: TD-MPC, TCRL and FOWM; the preset that takes them is ``tdmpc2``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from worldmodel.agents.tdmpc2.agent import TDMPC2Config
 from worldmodel.agents.tdmpc2.policy import PriorConfig
 from worldmodel.agents.tdmpc2.ramp import RampConfig
 from worldmodel.agents.values.ensemble_q import EnsembleQConfig
+from worldmodel.agents.values.expectile import ExpectileConfig
 from worldmodel.models.implicit import ImplicitModelConfig
 from worldmodel.nn.normed import NormedEncoderConfig
 from worldmodel.planning.policy_mppi import PolicyMPPI
@@ -22,6 +23,10 @@ EASY = frozenset({
     "pendulum_swingup", "walker_stand", "walker_walk",
 })
 """Tasks in which TCRL's noise falls within 50 episodes; in others within 150, of dogs and humanoids 500."""
+
+
+DOUBTS = {"Hopper": 20.0, "AntMaze": 3.0}
+"""lambda of FOWM where it is not 1."""
 
 
 def tdmpc(*, nano: bool = False, domain: str = "") -> TDMPC2Config:
@@ -86,4 +91,37 @@ def tcrl(*, nano: bool = False, plans: bool = False, task: str = "") -> TDMPC2Co
         critic="apart", steps=1 if domain == "humanoid" else 3, discounting="fixed", discount=0.99, value_scale=1.0,
         ceiling=1e4, spread_rate=0.0, lr=1e-3 if nano else 3e-4, encoder_rate=1.0, clip=10.0, clipped="model",
         decay=1e-6, policy_eps=1e-8, precision="float32",
+    )
+
+
+def fowm(*, nano: bool = False, task: str = "") -> TDMPC2Config:
+    """FOWM (Feng et al. 2023): TD-MPC that learns from data first. Its values ask nothing of actions that were not
+    done, its policy clones what was better than usual, and its plans pay for what five Q-functions differ in
+    (cfgs/config.yaml of fyhMer/fowm)."""
+    units = 64 if nano else 512
+    layered: dict[str, Any] = {"units": units, "activation": "mish", "norm": "layer", "init": "orthogonal"}
+    first: dict[str, Any] = {"units": units, "activation": "elu", "norm": "first", "init": "orthogonal"}
+    if nano:  # the same shape in a fifth of the time
+        layered["activation"] = "silu"
+    # a tenth of the policy's comes on top of 512, and one refit is all
+    search = PolicyMPPI(horizon=5, samples=563, policy_samples=51, elites=50, iterations=1, momentum=0.1)
+    if nano:
+        search = replace(search, samples=140, policy_samples=12, elites=12)
+    name = task.partition("-")[0]
+    return TDMPC2Config(
+        model=ImplicitModelConfig(
+            encoder=NormedEncoderConfig(units=64 if nano else 256, activation="elu", norm="none", init="orthogonal"),
+            latent=50, form="sigmoid", space="plain", aim="slow", rate=0.01, rho=0.5, consistency_scale=20.0,
+            reward_scale=0.5, **layered,
+        ),
+        policy=PriorConfig(form="noised", noise=0.05, reach=0.3, bonus=0.0, **layered),
+        value=EnsembleQConfig(members=5, judges="min", space="plain", dropout=0.0, rate=0.01, **first),
+        bootstrap="expectile",
+        expectile=ExpectileConfig(
+            expectile=0.9 if name == "AntMaze" else 0.7, beta=10.0 if name == "AntMaze" else 3.0, **first
+        ),
+        policy_target="advantage", pessimism=DOUBTS.get(name, 1.0),
+        planner=replace(search, exploration=1.0), evaluator=search, more_iterations=0, seeding="behaviour",
+        discounting="fixed", discount=0.99, value_scale=0.1, spread_rate=0.0, slow_every=2,
+        lr=1e-3 if nano else 3e-4, encoder_rate=1.0, clip=10.0, policy_eps=1e-8, precision="float32",
     )

@@ -47,21 +47,6 @@ def scaled_value(*, value: Tensor, weight: float) -> Tensor:
     return weight / value.detach().abs().mean().clamp(min=1e-8) * value
 
 
-def expectile_weight(*, error: Tensor, expectile: float) -> Tensor:
-    """|tau - 1(u < 0)|: tau where what is regressed to lies above, 1 - tau where it does not."""
-    return torch.where(error > 0, expectile, 1 - expectile)
-
-
-def expectile_loss(*, error: Tensor, expectile: float) -> Tensor:
-    """|tau - 1(u < 0)| u^2, u = target - prediction (IQL, eq. 4)."""
-    return expectile_weight(error=error.detach(), expectile=expectile) * error.square()
-
-
-def advantage_weight(*, advantage: Tensor, beta: float, limit: float) -> Tensor:
-    """min(exp(beta (Q - V)), limit) (IQL, eq. 7)."""
-    return (beta * advantage).exp().clamp(max=limit).detach()
-
-
 def conservative_gap(*, asked: Tensor, log_density: Tensor, done: Tensor, temperature: float) -> Tensor:
     """() sum over members of  mean_s T log sum_k exp(Q(s, a_k) / T - log mu(a_k|s))  -  mean Q(s, a)  (CQL, eq. 4;
     COMBO, eq. 2). The sum is K times what it estimates, the integral of exp(Q / T), whatever mu is; the authors' code

@@ -14,18 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel import tree
+from worldmodel.agents.tdmpc2.critic import Critic
 from worldmodel.agents.tdmpc2.policy import PriorConfig, Spread
 from worldmodel.agents.tdmpc2.ramp import Ramp, RampConfig
 from worldmodel.agents.values.ensemble_q import EnsembleQConfig
+from worldmodel.agents.values.expectile import Expectile, ExpectileConfig
 from worldmodel.errors import MisfitError, check_range
-from worldmodel.models.implicit import ImplicitModelConfig, Latent, padded
+from worldmodel.models.implicit import ImplicitModelConfig, Latent
 from worldmodel.nn import precision
 from worldmodel.nn.optim import Adam
 from worldmodel.nn.precision import Precision
 from worldmodel.nn.state import Skipped, joined, parted
-from worldmodel.planning.objectives import ExpectedReturn, policy_value
+from worldmodel.planning.objectives import ExpectedReturn, policy_value, q_spread
 from worldmodel.planning.policy_mppi import PolicyMPPI
-from worldmodel.returns import steps_ahead
 from worldmodel.rng import Stream
 from worldmodel.tree import struct
 from worldmodel.types import ArraySpec, Batch, EnvSpec, Plan, Step, Update
@@ -70,9 +71,17 @@ class TDMPC2Config:
     learns in the same states."""
     steps: int = 1
     """Rewards that targets count before they bootstrap, where Q-functions learn apart (TCRL: 3)."""
-    policy_target: Literal["value", "planner"] = "value"
-    """What the policy learns: to maximise values, or to do what planning did (BMPC, which keeps the plan of every
-    decision in replay; needs ``replay.memory="steps"``, and of continuous actions ``policy.form="clamped"``)."""
+    bootstrap: Literal["policy", "expectile"] = "policy"
+    """What targets of Q continue with: Q of what the policy does, or an expectile of Q of what was done (FOWM)."""
+    expectile: ExpectileConfig = field(default_factory=ExpectileConfig)
+    """The value of states that is that expectile."""
+    pessimism: float = 0.0
+    """What planning subtracts for every action, of standard deviations over the Q-functions, and for the policy's where
+    a plan ends (lambda of FOWM)."""
+    policy_target: Literal["value", "planner", "advantage"] = "value"
+    """What the policy learns: to maximise values; to do what planning did (BMPC, which keeps the plan of every decision
+    in replay; needs ``replay.memory="steps"``, and of continuous actions ``policy.form="clamped"``); or to do what was
+    done the more the better it was (FOWM; needs ``bootstrap="expectile"``)."""
     reanalyse_every: int = 0
     """Updates between two times that states of a batch are planned anew, and what is kept of them replaced; 0: never.
     BMPC: 10."""
@@ -113,7 +122,13 @@ class TDMPC2Config:
     def __post_init__(self) -> None:
         check_range(self, 0, "discount", "spread_rate", high=1)
         check_range(self, 0, "reanalyse_every", "more_iterations", "value_scale", "lr", "encoder_rate", "clip")
-        check_range(self, 0, "policy_eps", "policy_scale", "ceiling", "decay")
+        check_range(self, 0, "policy_eps", "policy_scale", "ceiling", "decay", "pessimism")
+        if (self.policy_target == "advantage") > (self.bootstrap == "expectile"):
+            raise ValueError("policy_target='advantage' is over the value of states; take bootstrap='expectile'")
+        if self.bootstrap == "expectile" and self.critic == "apart":
+            raise ValueError("bootstrap='expectile' learns with the model; take critic='joint'")
+        if self.pessimism and self.value.members < 2:
+            raise ValueError(f"pessimism={self.pessimism} is of how far Q-functions differ; take value.members >= 2")
         check_range(self, 1, "reanalyse_rows", "steps", "slow_every")
         if self.steps > 1 and self.critic == "joint":
             raise ValueError(f"steps={self.steps} is of critic='apart'; with 'joint' every step has its own target")
@@ -136,10 +151,16 @@ class TDMPC2:
         self.modules = nn.ModuleDict(
             {"model": self.model, "policy": self.policy, "value": self.value, "spread": self.spread}
         )
+        self.states: Expectile | None = None
+        if config.bootstrap == "expectile":
+            with Stream(seed=seed + 1):
+                self.states = config.expectile.build(self.model.feature_dim).to(device)
+            self.modules["states"] = self.states
         seen = [*self.model.encoder.parameters(), *self.model.project.parameters()]
         known = {id(p) for p in seen}
         apart, bound = config.critic == "apart", config.clip if config.clipped == "all" else 0.0
-        parts = (self.model,) if apart else (self.model, self.value)
+        parts = [self.model] if apart else [self.model, self.value]
+        parts += [] if self.states is None else [self.states]
         rest = [p for part in parts for p in part.parameters() if id(p) not in known]
         self.optimizer = Adam(
             [(seen, config.lr * config.encoder_rate), (rest, config.lr)], clip=config.clip, decay=config.decay
@@ -149,13 +170,14 @@ class TDMPC2:
         self.discount = config.discount
         if config.discounting == "episode" and spec.max_steps:
             self.discount = discount_of(spec.max_steps)
-        self.scales = {**self.model.loss_scales, "value": config.value_scale}
+        self.scales = {**self.model.loss_scales, "value": config.value_scale, "states": config.value_scale}
         self.ramp = Ramp(
             config.ramp, horizon=config.planner.horizon, std=getattr(config.planner, "min_std", 0.0),
             noise=config.policy.noise, device=device,
         )
         if self.ramp.quietens:
             self.policy.noise = self.ramp.noise
+        self.critic = Critic(self.model, self.policy, self.value, self.states, self.discount, config.steps)
         self.planners = {True: self._sized(config.planner), False: self._sized(config.evaluator)}
         plans = [tree.map(lambda x: x.shape, x.initial(1, spec.action.size)) for x in self.planners.values()]
         if plans[0] != plans[1]:
@@ -163,7 +185,8 @@ class TDMPC2:
         self.objective = ExpectedReturn(
             model=self.model, action=spec.action, discount=self.discount, policy=self.policy,
             value=self.worth, bootstrap="last", continuation=config.continuation,
-            depth=self.ramp.depth if self.ramp.shortens else None,
+            depth=self.ramp.depth if self.ramp.shortens else None, optimism=-config.pessimism, doubts_end=True,
+            doubt=q_spread(self.model, self.value.every),
         )
         self._keeps = config.policy_target == "planner"
         if self._keeps and spec.action.kind == "continuous" and config.policy.form != "clamped":
@@ -314,7 +337,7 @@ class TDMPC2:
             self.value_optimizer.backward(loss)
             healthy = self.value_optimizer.step(healthy & torch.isfinite(loss))["healthy"]
             total, metrics = total + loss, metrics | told
-        loss, told = self.parts["policy"](states, batch.memory)
+        loss, told = self.parts["policy"](states, batch.memory | self._done(batch))
         self.policy_optimizer.backward(loss)
         policy = self.policy_optimizer.step(healthy & torch.isfinite(loss))
         healthy = policy["healthy"]
@@ -342,11 +365,8 @@ class TDMPC2:
             losses = self.model.losses(batch, unrolled)
             metrics = self._told_of_ends(batch, unrolled.predicted)
             if self.value_optimizer is None:
-                target = self._target(batch, unrolled.encoded)
-                before = self.model.features(unrolled.states)[:, :-1]
-                each, priority = self._compare(batch, before, target)
-                losses["value"] = self.model.step_weights(batch.is_first) * padded(each)
-                metrics["value/target"] = target.mean()
+                more, priority, told = self.critic.joint(batch, unrolled)
+                losses, metrics = losses | more, metrics | told
         for name, loss in losses.items():
             metrics[f"loss/{name}"] = loss.detach().mean()
             if self.config.ceiling:
@@ -358,43 +378,18 @@ class TDMPC2:
         total = torch.stack([self.scales[name] * loss.mean() for name, loss in losses.items()]).sum()
         return total, tree.detach(unrolled.states), metrics, priority
 
-    def _compare(self, batch: Batch, before: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, T-1) the loss of Q in features (B, T-1, F). Where replay is prioritised, (B, T) the priority of the first
-        steps, sum_t rho^t sum_q |Q_q - target|, and of the others none, which is infinite (TD-MPC)."""
-        action = batch.action[:, :-1]
-        if batch.weight is None:
-            return self.value.loss(before, action, target), None
-        each, error = self.value.judged(before, action, target)
-        power = self.model.config.rho ** torch.arange(error.shape[1], device=error.device)
-        first = (error * (~batch.is_first[:, 1:]).float() * power).sum(1, keepdim=True).clamp(max=1e4) + 1e-6
-        return each, torch.cat([first, torch.full_like(error, torch.inf)], 1)
+    def _done(self, batch: Batch) -> dict[str, Tensor]:
+        """(B, T, ...) what was done, and how much of a step it counts, where the policy learns from that."""
+        if self.config.policy_target != "advantage":
+            return {}
+        return {"done": batch.action, "counts": self.model.step_weights(batch.is_first, rho=1.0)}
 
     def compute_value_loss(self, batch: Batch) -> tuple[Tensor, Latent, dict[str, Tensor]]:
-        """In one traceable piece, where Q-functions learn apart: their loss from the first steps, the encoded states
-        (B, 1) of these, and metrics (TCRL, eq. 4)."""
-        ahead = steps_ahead(
-            reward=batch.reward, is_first=batch.is_first, discount=self.discount, steps=self.config.steps
-        )
-        rows = torch.arange(len(batch.reward), device=self.device)
-        with torch.no_grad(), self._cast():
-            first = self.model.encode({key: x[:, 0] for key, x in batch.obs.items()}, shift=True)
-            later = self.model.encode({key: x[rows, ahead.at] for key, x in batch.obs.items()}, shift=True)
-            value = self.value.target(later, self.policy(later).sample())
-            target = ahead.reward + ahead.discount * (~batch.is_terminal[rows, ahead.at]).float() * value
+        """In one traceable piece, where Q-functions learn apart: the number that they minimise, the encoded states
+        (B, 1) that they learn in, and metrics."""
         with self._cast():
-            each = self.value.loss(first, batch.action[:, 0], target)
-        # an episode that ended in the first step leads nowhere
-        inside = (ahead.at > 0).float()
-        loss = (inside * each).sum() / inside.sum().clamp(min=1.0)
-        metrics = {"loss/value": loss.detach(), "value/target": target.mean()}
-        return self.scales["value"] * loss, Latent(z=first.unsqueeze(1)), metrics
-
-    @torch.no_grad()
-    def _target(self, batch: Batch, seen: Latent) -> Tensor:
-        """(B, T-1) r + discount (1 - terminal) min Q(s', a'), a' ~ policy, in states that were seen (eq. 4)."""
-        features = self.model.features(seen)
-        value = self.value.target(features, self.policy(features).sample())
-        return batch.reward[:, 1:] + self.discount * (~batch.is_terminal[:, 1:]).float() * value
+            loss, states, metrics = self.critic.apart(batch)
+        return self.scales["value"] * loss, states, metrics
 
     @torch.no_grad()
     def _told_of_ends(self, batch: Batch, predicted: Latent) -> dict[str, Tensor]:
@@ -416,6 +411,11 @@ class TDMPC2:
             if self._keeps:
                 cost, entropy = self.policy.taught(features, memory["expert"])
                 metrics = {"policy/gap": cost.detach().mean()}
+            elif self.states is not None and self.config.policy_target == "advantage":
+                advantage = self.critic.advantage(features, memory["done"])
+                weight = self.states.weight(advantage) * memory["counts"]
+                distance, entropy = self.policy.cloned(features, memory["done"])
+                cost, metrics = weight * distance, {"policy/advantage": advantage.mean()}
             else:
                 worth, entropy = self.policy.judged(partial(self.value.value, drop=True), features)
                 cost, metrics = -worth, {"value/mean": worth.detach().mean()}

@@ -117,6 +117,14 @@ class Prior(nn.Module):
         mean, std = expert.chunk(2, -1)
         return policy.kl(mean, torch.where(std > 0, std, 1.0)).mean(-1), policy.entropy()
 
+    def cloned(self, features: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """How unlikely the policy finds an action, and its entropy, (...) both; of given noise half the squared
+        distance, which is that but for a constant where the noise is 1 (FOWM)."""
+        policy = self(features)
+        if isinstance(policy, NoisedMode):
+            return 0.5 * (policy.mode() - action).square().sum(-1), policy.entropy()
+        return -policy.log_prob(action), policy.entropy()
+
     @property
     def expert_size(self) -> int:
         """E: mean and standard deviation of an action, or the probability of each choice."""

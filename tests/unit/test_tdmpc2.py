@@ -117,7 +117,7 @@ def test_targets_take_the_least_of_two_slow_members_and_stop_where_the_episode_e
     batch = replace(batch, is_terminal=torch.tensor([[0, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]], dtype=torch.bool))
     seen = agent.model.unroll(batch).encoded
     with Stream(seed=5):
-        target = agent._target(batch, seen)
+        target = agent.critic.target(batch, seen)
     with Stream(seed=5):
         action = agent.policy(seen.z).sample()
         members = agent.value.draw()

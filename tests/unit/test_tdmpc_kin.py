@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.unit.models import make_batch
 from tests.unit.test_implicit import count, vectors
-from tests.unit.test_tdmpc2 import SEARCH, now
+from tests.unit.test_tdmpc2 import SEARCH, SMALL, now
 from worldmodel.agents.tdmpc2.agent import TDMPC2
 from worldmodel.agents.tdmpc2.ramp import Ramp, RampConfig
 from worldmodel.agents.values.ensemble_q import EnsembleQConfig
@@ -29,7 +29,7 @@ from worldmodel.returns import steps_ahead
 from worldmodel.rng import Stream
 from worldmodel.types import ActionSpec, Batch, Step, Update
 
-KIN = ("tdmpc", "tcrl", "tcrl_free")
+KIN = ("tdmpc", "tcrl", "tcrl_free", "fowm")
 SPEC = vectors(5, 2)
 
 
@@ -55,7 +55,7 @@ def data(seed: int = 0, rows: int = 4, steps: int = 6, *, weighted: bool = False
 
 
 def each(agent: TDMPC2, mode: str, seed: int):
-    return agent.learn(data(seed, weighted=mode == "tdmpc"))
+    return agent.learn(data(seed, weighted=mode in ("tdmpc", "fowm")))
 
 
 @torch.no_grad()
@@ -190,7 +190,7 @@ def test_an_episode_that_ends_at_once_teaches_critics_nothing() -> None:
         assert torch.equal(loss, agent.compute_value_loss(other)[0])
 
 
-@pytest.mark.parametrize("mode", KIN)
+@pytest.mark.parametrize("mode", ["tdmpc", "tcrl", "tcrl_free"])
 def test_gradients_reach_what_each_loss_teaches_and_nothing_slow(mode: str) -> None:
     agent, batch = made(mode), data(weighted=mode == "tdmpc")
     trained = {name: p for name, p in agent.modules.named_parameters() if p.requires_grad}
@@ -217,7 +217,7 @@ def test_gradients_reach_what_each_loss_teaches_and_nothing_slow(mode: str) -> N
 
 
 def test_weights_begin_orthogonal_and_tdmpcs_scalars_at_0() -> None:
-    for mode in KIN:
+    for mode in ("tdmpc", "tcrl", "tcrl_free"):
         agent = configured("nano", mode=mode, ends="never", task="walker_walk").build(SPEC)
         weights = [m.weight for m in agent.modules.modules() if isinstance(m, nn.Linear)]
         weights += [w for layer in agent.value.fast.layers for w in layer.weight.detach()]
@@ -429,6 +429,127 @@ def test_parts_are_traced_as_one_graph_each(mode: str) -> None:
         torch.testing.assert_close(agent.state_dict()[name], x, msg=name)
 
 
+def fowm(**changes) -> TDMPC2:
+    return made("fowm", **changes)
+
+
+@torch.no_grad()
+def test_fowms_losses_against_the_definition() -> None:
+    agent, batch, rho = fowm(), data(weighted=True), 0.5
+    model, value = agent.model, agent.value
+    batch = replace(batch, is_terminal=batch.is_terminal & False)
+    with Stream(seed=3):
+        total, _, metrics, priority = agent.compute_model_loss(batch)
+    with Stream(seed=3):
+        # the two that are asked what was done were worth; targets ask none
+        asked = value.draw()
+    seen, aims = model.encode(batch.obs, shift=False), model.slow(batch.obs)
+    v = agent.states.value(seen)
+    z, want, share, inside = [seen[b, 0] for b in range(4)], 0.0, [0.0] * 4, ~batch.is_first[:, 1:]
+    for t in range(5):
+        for b in range(4):
+            x = torch.cat([z[b], batch.action[b, t]])
+            ahead, q = model.dynamics(x), value.fast(x)[:, 0]
+            if inside[b, t]:
+                y = batch.reward[b, t + 1] + 0.99 * v[b, t + 1]
+                u = value.slow(x)[asked, 0].amin() - agent.states.net(z[b])[0]
+                loss = 20 * (ahead - aims[b, t + 1]).square().mean()
+                loss += 0.5 * (model.reward(x)[0] - batch.reward[b, t + 1]) ** 2
+                loss += 0.1 * (q - y).square().sum() + 0.1 * (0.7 if u > 0 else 0.3) * u**2
+                want += float(rho**t * batch.weight[b] * loss) / float(5 * inside[:, t].sum())
+                share[b] += rho**t * float((q - y).abs().sum())
+            z[b] = ahead if inside[b, t] else seen[b, t + 1]
+    assert float(total) == pytest.approx(want, rel=1e-5)
+    torch.testing.assert_close(priority[:, 0], torch.tensor(share) + 1e-6)
+    assert {"loss/states", "loss/value"} <= metrics.keys()
+
+
+@torch.no_grad()
+def test_fowms_policy_clones_what_was_better_the_more_the_better_it_was() -> None:
+    agent, batch = fowm(), data()
+    states = Latent(z=torch.rand(4, 6, 6))
+    with Stream(seed=3):
+        loss, _ = agent.compute_policy_loss(states, agent._done(batch))
+    with Stream(seed=3):
+        asked = agent.value.draw()
+    inside, want = ~batch.is_first[:, 1:], 0.0
+    for t in range(5):
+        for b in range(4):
+            if inside[b, t]:
+                x = torch.cat([states.z[b, t], batch.action[b, t]])
+                advantage = agent.value.slow(x)[asked, 0].amin() - agent.states.net(states.z[b, t])[0]
+                weight = min(float((3.0 * advantage).exp()), 100.0)
+                gap = torch.tanh(agent.policy.net(states.z[b, t])) - batch.action[b, t]
+                want += 0.5**t * weight * 0.5 * float(gap.square().sum()) / float(5 * inside[:, t].sum())
+    assert float(loss) == pytest.approx(want, rel=1e-5)
+
+
+def test_fowms_gradients_reach_what_each_loss_teaches() -> None:
+    agent, batch = fowm(), data(weighted=True)
+    trained = {name: p for name, p in agent.modules.named_parameters() if p.requires_grad}
+    total, states, *_ = agent.compute_model_loss(batch)
+    agent.optimizer.backward(total)
+    assert {name for name, p in trained.items() if p.grad.any()} == {n for n in trained if not n.startswith("policy.")}
+    agent.optimizer.zero_grad()
+    agent.policy_optimizer.backward(agent.compute_policy_loss(states, agent._done(batch))[0])
+    assert {name for name, p in trained.items() if p.grad.any()} == {n for n in trained if n.startswith("policy.")}
+
+
+def test_a_penalty_of_0_is_exactly_the_plain_plan_and_nobody_is_asked() -> None:
+    plain, free = fowm(pessimism=0.0), fowm(pessimism=0.0)
+
+    def refuse(state, action):
+        raise AssertionError("asked")
+
+    free.objective = replace(free.objective, doubt=refuse)
+    bare = fowm(pessimism=0.0)
+    bare.objective = replace(bare.objective, doubt=None, doubts_end=False)
+    doubting = fowm(pessimism=5.0)
+    plans = []
+    for agent in (plain, free, bare, doubting):
+        each(agent, "tdmpc", 0)
+        _, carry = agent.act(agent.initial(3, seed=1), now(agent, 3, first=True), explore=True)
+        plans.append(carry.plan)
+    for plan in plans[1:3]:
+        assert torch.equal(plan.mean, plans[0].mean) and torch.equal(plan.action, plans[0].action)
+    assert not torch.equal(plans[3].mean, plans[0].mean)
+
+
+@torch.no_grad()
+def test_doubt_is_paid_for_every_action_and_for_the_policys_where_a_plan_ends() -> None:
+    agent = fowm(pessimism=2.0)
+    z = agent.model.encode(now(agent, 2).obs, shift=False)
+    actions = torch.rand(2, 3, 5, 2) * 2 - 1
+    with Stream(seed=1):
+        got = agent.objective.score(Latent(z=z), actions)
+    with Stream(seed=1):
+        noise = (0.05 * torch.randn(6, 1, 2)).clamp(-0.3, 0.3)
+        asked = agent.value.draw()
+        other = (0.05 * torch.randn(6, 1, 2)).clamp(-0.3, 0.3)
+    for b in range(2):
+        for n in range(3):
+            s, want = z[b], 0.0
+            for t in range(5):
+                x = torch.cat([s, actions[b, n, t]])
+                want += 0.99**t * float(agent.model.reward(x)[0] - 2 * agent.value.fast(x)[:, 0].std())
+                s = agent.model.dynamics(x)
+            mode = torch.tanh(agent.policy.net(s))
+            told = [torch.cat([s, (mode + e[b * 3 + n, 0]).clamp(-1 + 1e-6, 1 - 1e-6)]) for e in (noise, other)]
+            end = float(agent.value.fast(told[0])[asked, 0].amin() - 2 * agent.value.fast(told[1])[:, 0].std())
+            assert float(got[b, n]) == pytest.approx(want + 0.99**5 * end, rel=1e-4)
+
+
+def test_fowms_heads_begin_as_its_authors() -> None:
+    agent = configured("5m", mode="fowm", ends="never", task="Hopper-v5").build(vectors(11, 3))
+    assert agent.config.pessimism == 20 and agent.config.expectile.expectile == 0.7
+    assert not agent.value.fast.layers[-1].weight.any() and not agent.model.reward[-1].weight.any()
+    last = agent.states.net[-1].weight.detach()
+    torch.testing.assert_close(last @ last.T, torch.eye(1))
+    assert count(agent.states) == 50 * 512 + 512 + 1024 + 512 * 513 + 513
+    z = agent.model.encode(now(agent, 50).obs, shift=False)
+    assert 0 < float(z.detach().min()) < 0.3 < 0.7 < float(z.detach().max()) < 1
+
+
 SWITCHES = {
     "slow aim": {"model": {"aim": "slow"}}, "cosine": {"model": {"consistency": "cosine"}},
     "free": {"model": {"form": "free"}}, "sigmoid": {"model": {"form": "sigmoid"}},
@@ -438,6 +559,9 @@ SWITCHES = {
     "orthogonal": {"model": {"init": "orthogonal"}}, "apart": {"critic": "apart"},
     "three": {"critic": "apart", "steps": 3},
     "ramp": {"ramp": RampConfig(updates=4, horizon=1, std=0.5)}, "slowly": {"slow_every": 3},
+    "expectile": {"bootstrap": "expectile"},
+    "advantage": {"bootstrap": "expectile", "policy_target": "advantage"},
+    "pessimism": {"pessimism": 3.0},
 }
 
 
@@ -479,6 +603,13 @@ def test_what_does_not_fit_is_a_sentence() -> None:
         ImplicitModelConfig(form="free", project="none")
     with pytest.raises(ValueError, match="momentum"):
         replace(SEARCH, momentum=2.0)
+    for changes, said in (
+        ({"policy_target": "advantage", "bootstrap": "policy"}, "take bootstrap='expectile'"),
+        ({"critic": "apart"}, "take critic='joint'"),
+        ({"value": replace(SMALL.value, members=1, drawn=1)}, "members >= 2"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            fowm(**changes)
     config = configured("nano", discrete=True)
     assert isinstance(config.planner, CategoricalCEM)
     with pytest.raises(MisfitError, match=r"ramp.std is of PolicyMPPI"):

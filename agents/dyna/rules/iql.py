@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from worldmodel.agents.dyna import losses
 from worldmodel.agents.dyna.policy import AddedNormal, SquashedNormal, SquashedPolicy
 from worldmodel.agents.dyna.rules.base import Learner, Losses
+from worldmodel.agents.values.expectile import advantage_weight, expectile_loss
 from worldmodel.errors import check_range
 from worldmodel.nn.ensemble import EnsembleMLP
 from worldmodel.nn.normed import Standardise
@@ -65,10 +65,10 @@ class IQL(nn.Module):
     def losses(self, it: Learner, data: Transitions, target: Tensor) -> tuple[Losses, dict[str, Tensor]]:
         done, worth = it.value.target(data.x, data.action).detach(), self.worth(data.x)
         advantage = done - worth.detach()
-        weight = losses.advantage_weight(advantage=advantage, beta=self.config.beta, limit=self.config.limit)
+        weight = advantage_weight(advantage=advantage, beta=self.config.beta, limit=self.config.limit)
         terms = {
             "value": it.value.loss(data.x, data.action, target),
-            "state": losses.expectile_loss(error=done - worth, expectile=self.config.expectile),
+            "state": expectile_loss(error=done - worth, expectile=self.config.expectile),
             "policy": -weight * it.actor(data.x).log_prob(data.action),
         }
         return terms, {

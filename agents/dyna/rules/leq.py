@@ -12,6 +12,7 @@ from worldmodel import tree
 from worldmodel.agents.dyna import losses
 from worldmodel.agents.dyna.policy import AddedNormal, SquashedNormal, SquashedPolicy
 from worldmodel.agents.dyna.rules.base import Learner, Losses
+from worldmodel.agents.values.expectile import expectile_loss, expectile_weight
 from worldmodel.errors import check_range
 from worldmodel.rollout import unroll
 from worldmodel.types import ActionSpec, Transitions
@@ -66,8 +67,8 @@ class LEQ(nn.Module):
         q, q_lived = it.value.every(told, tried), it.value.every(lived.x, lived.action)
         with torch.no_grad():
             slow, slow_lived = it.value.every(told, tried, slow=True), it.value.every(lived.x, lived.action, slow=True)
-        low = losses.expectile_loss(error=back[:, :-1] - q, expectile=c.expectile)
-        weight = losses.expectile_weight(error=back - value, expectile=c.expectile)
+        low = expectile_loss(error=back[:, :-1] - q, expectile=c.expectile)
+        weight = expectile_weight(error=back - value, expectile=c.expectile)
         weight = torch.cat([weight[:, :-1], torch.full_like(weight[:, -1:], 0.5)], 1)
         terms = {
             # of the authors' expectile loss at 0.5: half of the squared error
