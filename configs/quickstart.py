@@ -63,7 +63,7 @@ def _long(agent: DreamerConfig, delay: int) -> Run:
     """For Recall across many empty pictures. A cue is worth ln 4 = 1.39 nats once in an episode, among ``delay``
     pictures that are worth nothing: none of it is free, the posterior shall say each thing once, games begin short and
     grow with what is remembered, and sequences hold the longest from end to end. The core begins with a memory that
-    reaches so far."""
+    reaches so far. And the policy tries every answer until it knows better: it begins to guess before it can know."""
     core = agent.model.core
     if isinstance(core, TransformerConfig):
         core = replace(core, window=delay + 4)
@@ -75,7 +75,9 @@ def _long(agent: DreamerConfig, delay: int) -> Run:
     model = replace(agent.model, core=core, free_nats=0.0, rep_scale=0.3)
     return Run(
         env=ToyConfig(task="recall", delay=delay, shortest=4),
-        agent=replace(agent, model=model, imagination=3, context="blank"),
+        agent=replace(
+            agent, model=model, imagination=3, context="blank", actor=replace(agent.actor, entropy=0.1)
+        ),
         replay=ReplayConfig(capacity=100_000, batch_size=max(2, 512 // length), length=length),
         train=TrainConfig(
             steps=48_000, num_envs=8, train_ratio=64, eval_every=4_000, eval_episodes=100, eval_envs=25,

@@ -43,22 +43,19 @@ class Model:
 
 
 @pytest.fixture(scope="module")
-def play() -> Any:
-    return tool.Play(delay=2, seed=0)
+def episodes() -> Any:
+    return tool.Episodes(delay=2, seed=0)
 
 
-def test_random_play_is_paid_for_the_disc_of_its_episode(play: Any) -> None:
-    data = play.data
-    assert play.span == 5 and data["is_first"][:, ::5].all() and data["is_first"].sum() == data["is_last"].sum()
-    assert data["prev_action"][data["is_first"]].eq(0).all() and data["action"][data["is_last"]].eq(0).all()
-    cue = torch.from_numpy(play.cues[0])
-    torch.testing.assert_close(data["reward"][:, 4], (data["prev_action"][:, 4].argmax(1) == cue).float())
+def test_random_play_is_paid_for_the_disc_of_its_episode(episodes: Any) -> None:
+    data = episodes.data
+    assert episodes.span == 5 and data["is_first"][:, 0].all() and data["is_last"][:, 4].all()
+    assert data["is_first"].sum() == data["is_last"].sum() == 64 and data["prev_action"][:, 0].eq(0).all()
+    torch.testing.assert_close(data["reward"][:, 4], (data["prev_action"][:, 4].argmax(1) == episodes.cue).float())
 
 
-def test_who_remembers_is_right_and_who_forgot_is_not(play: Any) -> None:
-    batch, _, discs = play.questions()
+def test_who_remembers_is_right_and_who_forgot_is_not(episodes: Any) -> None:
     # the last step that is seen is the question; the disc was three before
-    assert batch.reward.shape == (64, 4)
-    assert tool.ask(Model(discs, 3), play) == {"remembered": 1.0, "right": 1.0}
-    forgot = tool.ask(Model(discs, 1), play)
+    assert tool.ask(Model(episodes.discs, 3), episodes) == {"remembered": 1.0, "right": 1.0}
+    forgot = tool.ask(Model(episodes.discs, 1), episodes)
     assert forgot["right"] == forgot["remembered"] < 0.6
