@@ -19,14 +19,15 @@ from worldmodel.agents.values.reach import ReachConfig
 from worldmodel.config import Run
 from worldmodel.envs.gym import GymConfig
 from worldmodel.models.ensemble import Ends, EnsembleModelConfig
+from worldmodel.planning.selector import CandidateSelector
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
 
 ModelFree = Literal["sac", "redq", "edac", "bc", "td3bc", "iql", "cql"]
-Dreaming = Literal["mbpo", "mopo", "morel", "combo", "rambo", "mobile", "leq", "ravl", "reach"]
+Dreaming = Literal["mbpo", "coplanner", "mopo", "morel", "combo", "rambo", "mobile", "leq", "ravl", "reach"]
 Version = Literal[
     "sac", "redq", "edac", "bc", "td3bc", "iql", "cql",
-    "mbpo", "mopo", "morel", "combo", "rambo", "mobile", "leq", "ravl", "reach",
+    "mbpo", "coplanner", "mopo", "morel", "combo", "rambo", "mobile", "leq", "ravl", "reach",
 ]
 
 ENDS: dict[str, Ends] = {
@@ -77,15 +78,22 @@ def model_free(version: ModelFree) -> DynaConfig:
 
 
 def dreaming(version: Dreaming, *, ends: Ends = "never", refit_every: int = 0) -> DynaConfig:
-    """mbpo: Janner et al. 2019, branches of one step. mopo: Yu et al. 2020, combo: Yu et al. 2021, mobile: Sun et al.
-    2023, all three by OfflineRL-Kit. rambo: Rigter et al. 2022. morel: Kidambi et al. 2020, whose policy gradient is
-    SAC here. leq: Park and Lee 2025. ravl: Sims et al. 2024, its README's example. reach: ours.
+    """mbpo: Janner et al. 2019, branches of one step. coplanner: Wang et al. 2024, its numbers for vectors, on mbpo.
+    mopo: Yu et al. 2020, combo: Yu et al. 2021, mobile: Sun et al. 2023, all three by OfflineRL-Kit. rambo: Rigter et
+    al. 2022. morel: Kidambi et al. 2020, whose policy gradient is SAC here. leq: Park and Lee 2025. ravl: Sims et al.
+    2024, its README's example. reach: ours.
     """
     model = EnsembleModelConfig(ends=ends)
     branch = BranchConfig(rows=50_000, every=1000, keep=5, length=5)
+    selector = CandidateSelector(candidates=5, horizon=5, rate=1.0, reward_discount=0.97, doubt_discount=0.97)
     shared: dict[str, Any] = {"model": model, "branch": branch, "refit_every": refit_every}
     changes: dict[Dreaming, dict[str, Any]] = {
         "mbpo": {"branch": BranchConfig(rows=10_000, every=1000, keep=2, length=1)},
+        "coplanner": {
+            "model": replace(model, uncertainty="average_std"),
+            "branch": BranchConfig(rows=10_000, every=1000, keep=2, length=1),
+            "acting": selector, "dreaming": replace(selector, mode="conservative", rate=2.0),
+        },
         "mopo": {"model": replace(model, uncertainty="max_aleatoric"), "penalty": 0.5, "policy_lr": 1e-4},
         "morel": {
             "model": replace(

@@ -6,7 +6,8 @@
 Trains ``coplanner --task glide --env.course upwind`` with each ``--select`` and seed (what is finished is kept), then
 asks every checkpoint how unsure it is along an expert's way from the left of the room to the right. Writes
 docs/results/coplanner_glide.json with curves, the processor time of each run, commit, machine and versions.
-With --cost, docs/results/coplanner_cost.json: processor time of an update and of a decision, by what is selected.
+With --cost, docs/results/coplanner_cost.json: processor time of an update and of a decision, by what is selected; with
+--cost-of-dyna, docs/results/coplanner_dyna_cost.json, the same of dreams and decisions from vectors.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ import torch
 
 from worldmodel import presets, runs, tree
 from worldmodel.bench.setup import filled_replay, random_step
+from worldmodel.configs.dyna import agent as dyna
 from worldmodel.envs.toys.base import ToyConfig, expert
 from worldmodel.rng import Stream
 from worldmodel.train.manifest import provenance
+from worldmodel.types import ActionSpec, ArraySpec, EnvSpec, Transitions
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = 2000
@@ -138,11 +141,45 @@ def cost(rounds: int = 12) -> list[dict[str, Any]]:
     return [{k: round(float(np.median(x)), 2) if isinstance(x, list) else x for k, x in row.items()} for row in spent]
 
 
+def cost_of_dyna(rounds: int = 5, branches: int = 1000) -> list[dict[str, Any]]:
+    """Processor milliseconds of dreaming one step of so many branches, and of a decision of one environment, with and
+    without selection; sizes are Hopper's, blocks in turn."""
+    torch.set_num_threads(1)
+    spec = EnvSpec(
+        name="hopper-like", obs={"vector": ArraySpec(shape=(11,), dtype="float32")},
+        action=ActionSpec(kind="continuous", size=3),
+    )
+    agents, spent = [], []
+    for version in ("mbpo", "coplanner"):
+        config = dyna(version)
+        config = replace(config, branch=replace(config.branch, rows=branches))
+        agent = config.build(spec)
+        zero = torch.zeros(1000)
+        agent.seen.add(Transitions(
+            x=torch.randn(1000, 11), action=torch.rand(1000, 3) * 2 - 1, reward=zero, next_x=torch.randn(1000, 11),
+            terminal=zero, edge=zero,
+        ))
+        agents.append((agent, random_step(spec, 1, 1), agent.initial(1)))
+        spent.append({"version": version, "branches": branches, "dream_ms": [], "decision_ms": []})
+    for turn in range(rounds + 1):
+        for (agent, step, carry), row in zip(agents, spent):
+            before = time.process_time()
+            agent.dream(1)
+            between = time.process_time()
+            for _ in range(20):
+                agent.act(carry, step, explore=True)
+            if turn:
+                row["dream_ms"].append(1e3 * (between - before))
+                row["decision_ms"].append(1e3 / 20 * (time.process_time() - between))
+    return [{k: round(float(np.median(x)), 2) if isinstance(x, list) else x for k, x in row.items()} for row in spent]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/coplanner"))
     parser.add_argument("--collect", action="store_true", help="train nothing: write what the runs hold so far")
     parser.add_argument("--cost", action="store_true", help="measure updates and decisions alone")
+    parser.add_argument("--cost-of-dyna", action="store_true", help="measure dreams and decisions from vectors alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--select", nargs="+", default=["none", "acting", "both"])
     parser.add_argument("--steps", type=int, default=12_000)
@@ -157,6 +194,14 @@ def main() -> int:
             "command": command, "what": what, "machine": machine, "provenance": provenance(), "rows": cost()
         }
         (ROOT / "docs/results/coplanner_cost.json").write_text(json.dumps(document, indent=1) + "\n")
+        print(*document["rows"], sep="\n")
+        return 0
+    if args.cost_of_dyna:
+        what = "dyna --version mbpo|coplanner, one thread, processor milliseconds, medians of blocks in turn"
+        document = {
+            "command": command, "what": what, "machine": machine, "provenance": provenance(), "rows": cost_of_dyna()
+        }
+        (ROOT / "docs/results/coplanner_dyna_cost.json").write_text(json.dumps(document, indent=1) + "\n")
         print(*document["rows"], sep="\n")
         return 0
     args.folder.mkdir(parents=True, exist_ok=True)

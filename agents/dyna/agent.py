@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from worldmodel import tree
 from worldmodel.agents.dyna import losses
 from worldmodel.agents.dyna.adversary import Adversary, AdversaryConfig
-from worldmodel.agents.dyna.branches import BranchConfig, branch
+from worldmodel.agents.dyna.branches import BranchConfig, branch, chosen
 from worldmodel.agents.dyna.buffer import Ring, episode_returns, flatten, marks
 from worldmodel.agents.dyna.pessimism import (
     ConservatismConfig,
@@ -102,6 +102,11 @@ class DynaConfig:
     """Real transitions seen before the first fit and the first update."""
     holdout: float = 0.2
     """Share of real transitions that the model is tested on and never learns from."""
+    acting: Any = None
+    """How exploring chooses: a sample of the policy (None), or the best of several by rollouts of the model, by a
+    ``planning.selector.CandidateSelector`` (COPlanner). Evaluation by mode is the plain policy always."""
+    dreaming: Any = None
+    """How each action of a branch is chosen: likewise."""
     patch: Literal["none", "edge", "random"] = "none"
     """A test of causes, for models that are ``Solved``: the optimum in place of what the critic says of states beyond
     reach, or of as many random ones."""
@@ -118,6 +123,8 @@ class DynaConfig:
                 f"conservatism lifts real actions and presses drawn ones down, over={self.conservatism.over!r}, but of "
                 f"{self.batch_size} rows {self.real} are real; choose another real_ratio or over='mix'"
             )
+        if self.model is None and (self.acting is not None or self.dreaming is not None):
+            raise ValueError("acting and dreaming choose by rollouts of a model, and model is None")
         if self.reach.detector == "ensemble" and getattr(self.value, "members", 2) < 2:
             raise ValueError("the detector ensemble needs a critic with at least 2 members")
 
@@ -151,6 +158,8 @@ class Dyna:
         for asked, ability, because in (
             (config.penalty, Uncertain, f"penalty={config.penalty}"), (config.halt.coefficient, Uncertain, "halt"),
             (config.inconsistency.weight, Varies, "inconsistency"), (config.adversary.every, Likely, "adversary"),
+            (config.acting is not None and config.acting.doubts, Uncertain, "acting"),
+            (config.dreaming is not None and config.dreaming.doubts, Uncertain, "dreaming"),
         ):
             if asked and not isinstance(known, ability):
                 raise MisfitError(unable(known, ability, because))
@@ -207,7 +216,18 @@ class Dyna:
     @torch.no_grad()
     def compute_action(self, obs: dict[str, Tensor], *, explore: bool) -> Tensor:
         """What :meth:`act_step` gives, in one traceable piece."""
-        return self.rule.act(self.actor(read_vectors(obs, self.axes)), explore=explore)
+        x = read_vectors(obs, self.axes)
+        if explore and self.config.acting is not None:
+            return chosen(self.config.acting, self.model, self.sample, self.worth, self._placed(x))[0]
+        return self.rule.act(self.actor(x), explore=explore)
+
+    def sample(self, x: Tensor) -> Tensor:
+        """Features (N, F) to (N, A) as exploring acts without a selector."""
+        return self.rule.act(self.actor(x), explore=True)
+
+    def worth(self, x: Tensor) -> Tensor:
+        """Features (N, F) to (N,), value of states by the policy's mode."""
+        return self.value.target(x, self.actor(x).mode())
 
     def memory(self, carry: Carry) -> dict[str, Tensor]:
         return {}
@@ -328,7 +348,12 @@ class Dyna:
         return branch(
             self.learner, self.seen.draw(c.branch.rows).x, length, self.dreams.add, penalty=c.penalty,
             halt=self.halt if c.halt.coefficient else None,
+            choose=lambda state: chosen(c.dreaming, self.learner.model, self._dreamt, self.worth, state),
         )
+
+    def _dreamt(self, x: Tensor) -> Tensor:
+        """Features (N, F) to actions (N, A) of dreams: the policy's samples, whatever its rule explores by."""
+        return self.actor(x).sample()
 
     def draw(self) -> Transitions:
         """(batch_size, ...) real and dreamed transitions."""

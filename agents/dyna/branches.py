@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from worldmodel.agents.dyna.rules.base import Learner
 from worldmodel.errors import check_range
 from worldmodel.protocols import Solved
 from worldmodel.types import Transitions
+
+AT_ONCE = 1024
+"""States whose candidates are played side by side: K times as many rows, H steps of which are held at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,8 @@ class BranchConfig:
 
 @torch.no_grad()
 def branch(
-    it: Learner, start: Tensor, length: int, keep: Callable[[Transitions], None], *, penalty: float, halt: Halt | None
+    it: Learner, start: Tensor, length: int, keep: Callable[[Transitions], None], *, penalty: float, halt: Halt | None,
+    choose: Callable[[Any], tuple[Tensor, dict[str, Tensor]]],
 ) -> dict[str, Tensor]:
     """One round of branches from observations (N, F), by the policy, ``length`` steps or to their end.
 
@@ -62,15 +67,18 @@ def branch(
         keep: takes the transitions of each step.
         penalty: what the model's disagreement costs in reward.
         halt: where it ends a branch, if anywhere.
+        choose: states (N, ...) to actions (N, A), and what the choice was about, (N,) each.
     Returns: scalars for the log.
     """
     model, state = it.model, it.place(start)
     known: object = model
     solved = known if isinstance(known, Solved) else None
     made, beyond, halts = 0, 0.0, 0.0
+    told: list[dict[str, Tensor]] = []
     for step in range(length):
         x = model.features(state)
-        action = it.actor(x).sample()
+        action, about = choose(state)
+        told.append(about)
         arrived = model.step(state, action)
         said = model.predict(state, action, arrived)
         reward, terminal = said.reward, (said.continues < 0.5).float()
@@ -97,4 +105,22 @@ def branch(
         found["halt/share"] = halts / made
     if solved is not None:
         found["reach/beyond_share"] = beyond / made
+    for name in told[0]:
+        found[f"select/{name}"] = float(torch.cat([about[name] for about in told]).mean())
     return {name: torch.tensor(x) for name, x in found.items()}
+
+
+def chosen(
+    selector: Any, model: Any, act: Callable[[Tensor], Tensor], worth: Callable[[Tensor], Tensor], state: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a ``CandidateSelector`` takes in states (N, ...), (N, A), and what it says of that, (N,) each; without one,
+    or with one candidate, samples of the policy ``act``, with the same random numbers."""
+    if selector is None or selector.candidates == 1:
+        return act(model.features(state)), {}
+    rows = model.features(state).shape[0]
+    parts = [
+        selector.select(model, act, tree.index(state, slice(at, at + AT_ONCE)), value=worth)
+        for at in range(0, rows, AT_ONCE)
+    ]
+    actions, abouts = zip(*parts)
+    return torch.cat(actions), {name: torch.cat([about[name] for about in abouts]) for name in abouts[0]}

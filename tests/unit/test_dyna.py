@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from worldmodel import tree
-from worldmodel.agents.dyna import losses
+from worldmodel.agents.dyna import branches, losses
 from worldmodel.agents.dyna.agent import BranchConfig, Dyna, DynaConfig
 from worldmodel.agents.dyna.buffer import Ring, flatten, marks
 from worldmodel.agents.dyna.pessimism import HaltConfig
@@ -26,6 +26,7 @@ from worldmodel.errors import MisfitError
 from worldmodel.models.analytic import Point
 from worldmodel.models.ensemble import EnsembleModelConfig
 from worldmodel.models.plateau import KnownConfig, Plateau
+from worldmodel.planning.selector import CandidateSelector
 from worldmodel.protocols import Agent, Compiles, Solved, Truncates
 from worldmodel.types import ActionSpec, ArraySpec, Batch, EnvSpec, Step, Transitions
 
@@ -343,6 +344,74 @@ def test_the_optimum_of_the_plateau_is_what_moving_outwards_earns() -> None:
     assert Plateau(slope=True).predict(Point(x=x), x, arrived).reward.tolist() == pytest.approx([1 / 3, 1.0, 1.0, -1.5])
 
 
+# Selection (COPlanner)
+
+UNSURE = EnsembleModelConfig(units=(8,), decays=(), max_rounds=1, uncertainty="average_std")
+
+
+def seen(rows: int = 64) -> Step:
+    no = torch.zeros(rows, dtype=torch.bool)
+    x = torch.rand(rows, 2, generator=torch.Generator().manual_seed(5))
+    return Step(obs={"vector": x}, reward=torch.zeros(rows), is_first=no, is_last=no, is_terminal=no)
+
+
+def selecting(which: CandidateSelector | None, updates: int = 3) -> tuple[Dyna, dict[str, Tensor]]:
+    agent, metrics = small(model=UNSURE, acting=which, dreaming=which).build(SPEC), {}
+    for at in range(updates):
+        batch = played(seed=at)
+        metrics |= agent.learn(replace(batch, is_terminal=torch.zeros_like(batch.is_terminal))).metrics
+    return agent, metrics
+
+
+def test_one_candidate_without_a_rate_is_the_policy_bit_for_bit_in_acting_and_in_learning() -> None:
+    one = CandidateSelector(candidates=1, rate=0.0)
+    (plain, told), (other, said) = (
+        selecting(which) for which in (None, one)
+    )
+    assert told.keys() == said.keys() and all(torch.equal(told[name], said[name]) for name in told)
+    mine, theirs = plain.state_dict(), other.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    for explore in (True, False):
+        (first, carry), (second, again) = (
+            agent.act(agent.initial(64, seed=3), seen(), explore=explore) for agent in (plain, other)
+        )
+        assert torch.equal(first, second) and torch.equal(carry.rng, again.rng)
+
+
+def test_dreams_stay_where_the_model_is_sure_and_acting_goes_where_it_is_not() -> None:
+    eager = CandidateSelector(candidates=16, horizon=1, rate=1e4)
+    careful = replace(eager, mode="conservative")
+    doubts: dict[str, list[float]] = {"acting": [], "dreaming": []}
+    for which in (careful, None, eager):
+        agent, said = selecting(which, updates=1)
+        assert ("select/doubt_gain" in said) == (which is not None)
+        action, _ = agent.act(agent.initial(64, seed=3), seen(), explore=True)
+        held = agent.dreams.everything()
+        for name, x, taken in (("acting", seen().obs["vector"], action), ("dreaming", held.x, held.action)):
+            doubts[name].append(agent.model.disagreement(agent._placed(x), taken).mean().item())
+        # evaluation by mode is the plain policy, whatever explores
+        action, _ = agent.act(agent.initial(64, seed=3), seen(), explore=False)
+        assert torch.equal(action, agent.actor(seen().obs["vector"]).mode())
+    assert all(low < middle < high for low, middle, high in doubts.values())
+
+
+def test_many_states_are_selected_in_parts_and_stay_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "AT_ONCE", 3)
+    x = torch.rand(8, 2)
+    taken, about = branches.chosen(
+        CandidateSelector(candidates=2, horizon=1, rate=0.0), Plateau(), lambda x: x, lambda x: x[:, 0], Point(x=x)
+    )
+    assert torch.equal(taken, x) and about["score_gain"].shape == (8,)
+
+
+def test_selection_asks_for_a_model_and_a_rate_for_one_that_doubts() -> None:
+    with pytest.raises(ValueError, match="choose by rollouts of a model, and model is None"):
+        small(model=None, acting=CandidateSelector())
+    bare = EnsembleModelConfig(units=(8,))
+    bare_agent = small(model=bare, dreaming=CandidateSelector(rate=0.0))
+    assert bare_agent.build(SPEC).config.dreaming.doubts is False
+
+
 # The agent
 
 
@@ -366,6 +435,11 @@ PARTS = {
     "std": small(reach=ReachConfig(detector="ensemble", tolerance=0.0)),
     "plain": small(
         rule=SoftConfig(backup="plain", temperature=TemperatureConfig(initial=0.2, is_learned=False))
+    ),
+    "coplanner": small(
+        model=EnsembleModelConfig(units=(8,), decays=(), max_rounds=1, uncertainty="average_std"),
+        acting=CandidateSelector(candidates=3, horizon=2, bootstrap="last"),
+        dreaming=CandidateSelector(candidates=3, horizon=2, mode="conservative", rate=2.0),
     ),
     "growing": small(branch=BranchConfig(rows=16, every=2, keep=2, length=1, grown=3, grows=(0, 4))),
 }

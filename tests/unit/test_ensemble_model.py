@@ -50,6 +50,7 @@ EXPECTED = {
     "ensemble_variance": 3.5,
     "ensemble_std": math.sqrt(3.5),
     "mean_std": 1.0,
+    "average_std": 1.0,
     # KL(N(2, 4) || N(0, 1)) = -ln 2 + (4 + 4) / 2 - 1/2; the other way round 0.8181
     "leave_one_out": 2.806853,
 }

@@ -21,7 +21,7 @@ from worldmodel.types import Batch, EnvSpec, Prediction, Transitions
 
 Heuristic = Literal[
     "max_aleatoric", "max_pairwise", "likelihood_variance", "ensemble_std", "ensemble_variance", "mean_std",
-    "leave_one_out",
+    "average_std", "leave_one_out",
 ]
 Ends = Literal["never", "hopper", "walker2d", "ant", "humanoid", "inverted_pendulum", "inverted_double_pendulum"]
 

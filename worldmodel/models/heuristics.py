@@ -45,6 +45,11 @@ def mean_std(mean: Tensor, std: Tensor) -> Tensor:
     return mean.std(0, unbiased=False).norm(dim=-1)
 
 
+def average_std(mean: Tensor, std: Tensor) -> Tensor:
+    """mean_d std_i mu_i: COPlanner's, of means where its code draws a sample of each member."""
+    return mean.std(0, unbiased=False).mean(-1)
+
+
 def leave_one_out(mean: Tensor, std: Tensor) -> Tensor:
     """max_i KL(P_i || P_-i), P_-i the Gaussian with the moments of the mixture of all others."""
     count = len(mean)
@@ -63,6 +68,7 @@ HEURISTICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ensemble_std": ensemble_std,
     "ensemble_variance": ensemble_variance,
     "mean_std": mean_std,
+    "average_std": average_std,
     "leave_one_out": leave_one_out,
 }
 
