@@ -63,16 +63,17 @@ def _long(agent: DreamerConfig, delay: int) -> Run:
     """For Recall across many empty pictures. A cue is worth ln 4 = 1.39 nats once in an episode, among ``delay``
     pictures that are worth nothing: none of it is free, the posterior shall say each thing once, games begin short and
     grow with what is remembered, and sequences hold the longest from end to end. The core begins with a memory that
-    reaches so far. And the policy tries every answer until it knows better: it begins to guess before it can know."""
-    core = agent.model.core
+    reaches so far; where that lies beside the features, these must say what it knows before it is asked for. And the
+    policy tries every answer until it knows better: it begins to guess before it can know."""
+    core, foresight = agent.model.core, 1.0
     if isinstance(core, TransformerConfig):
         core = replace(core, window=delay + 4)
     elif isinstance(core, MambaConfig):
         core = replace(core, remember=delay, headdim=8)
     else:
-        core = replace(core, remember=delay)
+        core, foresight = replace(core, remember=delay), 0.0
     length = delay + delay // 2
-    model = replace(agent.model, core=core, free_nats=0.0, rep_scale=0.3)
+    model = replace(agent.model, core=core, free_nats=0.0, rep_scale=0.3, foresight_scale=foresight)
     return Run(
         env=ToyConfig(task="recall", delay=delay, shortest=4),
         agent=replace(

@@ -267,3 +267,45 @@ def test_the_agent_alone_decides_the_discount(target):
     assert agent.discount == 0.9
     with pytest.raises(ValueError, match=r"continue_target must be in \(0, 1\]"):
         make_agent(model={"continue_target": target + 0.5})
+
+
+@pytest.mark.parametrize("core", ["mamba", "transformer", "rssm"])
+def test_foresight_is_the_kl_from_the_next_posterior_by_features_and_action_within_an_episode(core):
+    spec = make_spec("continuous")
+    agent = make_agent(spec, core=core, model={"foresight_scale": 0.5})
+    model, batch = agent.model, make_batch(spec, 2, 6, firsts=((0, 3),))
+    assert model.loss_scales["foresight"] == 0.5
+    torch.manual_seed(3)
+    losses, states = model.loss(batch, model.initial(2))
+    torch.manual_seed(3)
+    out = model.core.observe(model.initial(2), model.encoder(batch.obs), batch.prev_action, batch.is_first)
+    unimix = model.core.config.unimix
+
+    def mixed(logits):
+        return (1 - unimix) * torch.softmax(logits, -1) + unimix / logits.shape[-1]
+
+    slow = torch.zeros(2, 6)
+    for row in range(2):
+        for t in range(5):
+            if (row, t + 1) == (0, 3):
+                continue  # the next step is another episode's
+            read = torch.cat([model.features(states)[row, t], batch.action[row, t]])
+            p, q = mixed(out.posterior[row, t + 1]), mixed(model.foresight(read).view(out.posterior.shape[-2:]))
+            slow[row, t] = (p * (p / q).log()).sum()
+    torch.testing.assert_close(losses["foresight"], slow.detach(), atol=2e-5, rtol=1e-4)
+
+
+def test_foresight_moves_features_and_not_what_they_foresee():
+    spec = make_spec()
+    model, batch = make_agent(spec, model={"foresight_scale": 1.0}).model, make_batch(spec)
+    features = torch.randn(3, 8, model.feature_dim, requires_grad=True)
+    posterior = torch.randn(3, 8, model.core.config.stoch, model.core.config.classes, requires_grad=True)
+    loss = model._foresight(model.foresight, features, posterior, batch)
+    by_features, by_posterior = torch.autograd.grad(loss.sum(), [features, posterior], allow_unused=True)
+    assert by_posterior is None or not by_posterior.any()
+    # nothing follows the last step, nor (1, 3), before the episode that begins at (1, 4)
+    moved = by_features.abs().sum(-1) > 0
+    silent = torch.zeros_like(moved)
+    silent[:, -1] = silent[1, 3] = True
+    assert torch.equal(moved, ~silent)
+    assert make_agent(spec).model.foresight is None
