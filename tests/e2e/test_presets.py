@@ -45,6 +45,7 @@ CASES = [
     "quickstart --task recall --objective infonce",
     "quickstart --core mamba",
     "quickstart --core transformer",
+    *[f"quickstart --task recall --delay 12 --core {core}" for core in ("rssm", "mamba", "transformer")],
     f"gym {NANO}",
     f"gym {NANO} --env Pendulum-v1",
     f"gym {NANO} --env worldmodel/Glide-v0 --objective barlow",
