@@ -13,6 +13,7 @@ from worldmodel.config import Run
 from worldmodel.configs import tdmpc_kin
 from worldmodel.envs.dmc import DMCConfig
 from worldmodel.envs.gym import GymConfig
+from worldmodel.envs.multitask import MultitaskConfig
 from worldmodel.envs.stack import StackConfig
 from worldmodel.envs.toys import ToyConfig
 from worldmodel.errors import UserError
@@ -119,6 +120,32 @@ def tdmpc2(
             eval_envs=10, threads=1 if nano else 0,
         ),
         published=answer,
+    )
+
+
+def multitask(tasks: tuple[str, ...] = ("cartpole_balance", "cup_catch"), size: Size = "5m") -> Run:
+    """TD-MPC2 on several DMC tasks from state with one model; offline with a dataset of each in --data, between commas.
+
+    As its authors' mt30: 96 numbers that tell tasks apart, zeros where a task sees or does fewer numbers, a discount of
+    each task's own, 1,024 sequences a batch. Evaluations tell each task's return.
+    """
+    nano = size == "nano"
+    agent = configured(size, ends="never")
+    batch, length, count = 128 if nano else 1024, agent.planner.horizon + 1, len(tasks)
+    seeding, steps = 1_000 * count, 25_000 * count if nano else 500_000 * count
+    return Run(
+        env=MultitaskConfig(env=DMCConfig(obs="proprio", repeat=2), tasks=tasks),
+        agent=replace(agent, model=replace(agent.model, task=8 if nano else 96)),
+        replay=ReplayConfig(
+            capacity=min(1_000_000, steps + 10_000), batch_size=batch, length=length, online_fraction=0.0,
+            min_starts=seeding,
+        ),
+        train=TrainConfig(
+            steps=steps, num_envs=count * (2 if nano else 1), train_ratio=batch * length / (2 if nano else 1),
+            first_updates=seeding // (2 if nano else 1), eval_every=max(2_000, steps // 10), eval_episodes=5 * count,
+            eval_envs=5 * count, threads=1 if nano else 0,
+        ),
+        published="nobody's on these tasks alone; mt30 and mt80 are of data that is not shipped",
     )
 
 

@@ -36,8 +36,8 @@ class Run:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: str = ""
-    """A dataset to learn from: a path, or FORMAT:PATH (docs/data.md). Without an environment being stepped, or beside
-    what is lived, by ``replay.data_fraction``; empty for none."""
+    """A dataset to learn from: a path, or FORMAT:PATH (docs/data.md); of several tasks one for each, between commas.
+    Without an environment being stepped, or beside what is lived, by ``replay.data_fraction``; empty for none."""
     init: str = ""
     """A run folder, or one checkpoint in it, whose agent this one begins as; empty to begin with nothing learned."""
     seed: int = 0

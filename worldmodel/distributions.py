@@ -215,9 +215,12 @@ def scalar(logits: Tensor, bins: Tensor, space: Space) -> TwoHot | SymlogTwoHot 
 class SquashedNormal:
     """tanh(u), u ~ Normal(mean, exp(log_std)); independent over the last axis (Haarnoja et al. 2018)."""
 
-    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
-        """Args: mean, log_std (..., A), of u."""
-        self.mean, self.log_std = mean.float(), log_std.float()
+    def __init__(self, mean: Tensor, log_std: Tensor, counts: Tensor | None = None) -> None:
+        """Args: mean, log_std (..., A), of u; counts (..., A) 1 where there is a number, 0 where there is none: that is
+        0 and counts in nothing."""
+        self.mean, self.log_std, self.counts = mean.float(), log_std.float(), counts
+        if counts is not None:
+            self.mean, self.log_std = self.mean * counts, self.log_std * counts
 
     def sample(self) -> Tensor:
         """(..., A) in [-1, 1], reparameterised."""
@@ -226,6 +229,8 @@ class SquashedNormal:
     def draw(self) -> tuple[Tensor, Tensor]:
         """u (..., A), what the action was before the tanh, reparameterised, and log N(u) (...)."""
         noise = torch.randn_like(self.mean)
+        if self.counts is not None:
+            noise = noise * self.counts
         # by the noise and not by (u - mean) / std, in which a small std leaves nothing of the digits
         return self.mean + self.log_std.exp() * noise, self._density(noise)
 
@@ -244,7 +249,8 @@ class SquashedNormal:
         return log_slope(u) - before
 
     def _density(self, noise: Tensor) -> Tensor:
-        return (-0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        each = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        return (each if self.counts is None else each * self.counts).sum(-1)
 
 
 class ClampedNormal:

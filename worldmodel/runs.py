@@ -18,6 +18,7 @@ import torch
 from worldmodel import config as configs
 from worldmodel.config import Run
 from worldmodel.data.formats import absolute, open_dataset
+from worldmodel.data.tasks import of_tasks
 from worldmodel.envs.pool import make_pool
 from worldmodel.errors import DivergenceError, EnvError, StorageError, UserError
 from worldmodel.protocols import Agent, EnvPool, Replay
@@ -347,8 +348,12 @@ def _make_replay(
     if not run.data:
         return lived(run.replay), None
     mine, theirs = (run.replay, None) if run.is_offline else split(run.replay)
+    if pool.spec.tasks:
+        dataset = of_tasks([open_dataset(part) for part in run.data.split(",")], pool.spec)
+    else:
+        dataset = open_dataset(run.data)
     data = fill_replay(
-        open_dataset(run.data), mine, pool.spec, agent.memory_spec, device=device, seed=run.seed, scratch=run_dir
+        dataset, mine, pool.spec, agent.memory_spec, device=device, seed=run.seed, scratch=run_dir
     )
     return (data if theirs is None else MixedReplay(data, lived(theirs))), data
 

@@ -37,6 +37,19 @@ class ActionSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """One of several tasks that look alike to an agent; ``obs["task"]`` is the index."""
+
+    name: str
+    obs: int
+    """Numbers of ``obs["vector"]`` that are its own; the others are 0."""
+    action: int
+    """Numbers of an action that it takes; the others mean nothing."""
+    max_steps: int | None = None
+    """As :attr:`EnvSpec.max_steps`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnvSpec:
     """What one environment looks like to an agent."""
 
@@ -51,6 +64,8 @@ class EnvSpec:
     """Decisions after which the environment truncates, where it is known."""
     reference: dict[str, float] = field(default_factory=dict)
     """Known returns of this task, for instance {"random": 0.1, "optimum": 1.0}."""
+    tasks: tuple[TaskSpec, ...] = ()
+    """Where it is one of several."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "obs", dict(sorted(self.obs.items())))

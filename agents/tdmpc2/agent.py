@@ -145,7 +145,7 @@ class TDMPC2:
         self.precision: precision.Numbers = precision.chosen(config.precision, device)
         with Stream(seed=seed):
             self.model = config.model.build(spec).to(device)
-            self.policy = config.policy.build(self.model.feature_dim, spec.action).to(device)
+            self.policy = config.policy.build(self.model.feature_dim, spec.action, masked=bool(spec.tasks)).to(device)
             self.value = config.value.build(self.model.feature_dim, spec.action).to(device)
         self.spread = Spread(config.spread_rate).to(device)
         self.modules = nn.ModuleDict(
@@ -157,11 +157,11 @@ class TDMPC2:
                 self.states = config.expectile.build(self.model.feature_dim).to(device)
             self.modules["states"] = self.states
         seen = [*self.model.encoder.parameters(), *self.model.project.parameters()]
-        known = {id(p) for p in seen}
+        fast = {id(p) for p in seen}
         apart, bound = config.critic == "apart", config.clip if config.clipped == "all" else 0.0
         parts = [self.model] if apart else [self.model, self.value]
         parts += [] if self.states is None else [self.states]
-        rest = [p for part in parts for p in part.parameters() if id(p) not in known]
+        rest = [p for part in parts for p in part.parameters() if id(p) not in fast]
         self.optimizer = Adam(
             [(seen, config.lr * config.encoder_rate), (rest, config.lr)], clip=config.clip, decay=config.decay
         )
@@ -170,6 +170,14 @@ class TDMPC2:
         self.discount = config.discount
         if config.discounting == "episode" and spec.max_steps:
             self.discount = discount_of(spec.max_steps)
+        self.discounts: Tensor | None = None
+        """(K,) of each task, where there are several."""
+        if spec.tasks:
+            if apart:
+                raise MisfitError("Q-functions that learn apart know one task; take critic='joint'")
+            known = [(task.max_steps or 0) * (config.discounting == "episode") for task in spec.tasks]
+            found = [discount_of(steps) if steps else config.discount for steps in known]
+            self.discounts = torch.tensor(found, device=device)
         self.scales = {**self.model.loss_scales, "value": config.value_scale, "states": config.value_scale}
         self.ramp = Ramp(
             config.ramp, horizon=config.planner.horizon, std=getattr(config.planner, "min_std", 0.0),
@@ -177,7 +185,10 @@ class TDMPC2:
         )
         if self.ramp.quietens:
             self.policy.noise = self.ramp.noise
-        self.critic = Critic(self.model, self.policy, self.value, self.states, self.discount, config.steps)
+        self.critic = Critic(
+            self.model, self.policy, self.value, self.states, config.steps,
+            self.discount if self.discounts is None else self.discounts,
+        )
         self.planners = {True: self._sized(config.planner), False: self._sized(config.evaluator)}
         plans = [tree.map(lambda x: x.shape, x.initial(1, spec.action.size)) for x in self.planners.values()]
         if plans[0] != plans[1]:
@@ -185,8 +196,8 @@ class TDMPC2:
         self.objective = ExpectedReturn(
             model=self.model, action=spec.action, discount=self.discount, policy=self.policy,
             value=self.worth, bootstrap="last", continuation=config.continuation,
-            depth=self.ramp.depth if self.ramp.shortens else None, optimism=-config.pessimism, doubts_end=True,
-            doubt=q_spread(self.model, self.value.every),
+            depth=self.ramp.depth if self.ramp.shortens else None, optimism=-config.pessimism, doubt=self._doubt,
+            doubts_end=config.pessimism > 0, discounts=None if self.discounts is None else self._discount_of,
         )
         self._keeps = config.policy_target == "planner"
         if self._keeps and spec.action.kind == "continuous" and config.policy.form != "clamped":
@@ -233,7 +244,7 @@ class TDMPC2:
         step = tree.to(step, self.device)
         with Stream(state=carry.rng, device=self.device) as stream:
             if explore and not self.calls and self.config.seeding == "uniform":
-                action, plan = self._chance(len(step.reward)), carry.plan
+                action, plan = self._chance(step), carry.plan
             else:
                 action, plan = self.steps["act"](carry.plan, step.obs, step.is_first, explore=explore)
         return action, Carry(plan=plan, rng=stream.state)
@@ -262,7 +273,16 @@ class TDMPC2:
             if self.ramp.shortens:
                 counts = torch.arange(plan.mean.shape[1], device=self.device) < self.ramp.depth
                 plan = dataclasses.replace(plan, mean=torch.where(counts.unsqueeze(-1), plan.mean, 0.0))
-        return plan.action, plan
+        return self.model.allowed(state, plan.action), plan
+
+    def _doubt(self, state: Latent, action: Tensor) -> Tensor:
+        """(B, ...), (B, A) -> (B,) what the Q-functions differ in."""
+        return q_spread(self.model, self.value.every)(state, self.model.allowed(state, action))
+
+    def _discount_of(self, state: Latent) -> Tensor:
+        """(B, ...) -> (B,) that of its task."""
+        assert self.discounts is not None
+        return self.discounts[self.model.task_of(state)]
 
     @property
     def proposer(self) -> nn.Module:
@@ -273,12 +293,13 @@ class TDMPC2:
         """(..., F) -> (...), Q of a sample of the policy."""
         return policy_value(self.policy, self.value.value)(features)
 
-    def _chance(self, rows: int) -> Tensor:
-        """(rows, A) uniform actions."""
-        size = self.spec.action.size
+    def _chance(self, step: Step) -> Tensor:
+        """(N, A) uniform actions."""
+        rows, size = len(step.reward), self.spec.action.size
         if self.spec.action.kind == "discrete":
             return F.one_hot(torch.randint(size, (rows,), device=self.device), size).float()
-        return torch.rand(rows, size, device=self.device) * 2 - 1
+        action = torch.rand(rows, size, device=self.device) * 2 - 1
+        return action * self.model.takes[step.obs["task"]] if self.spec.tasks else action
 
     def memory(self, carry: Carry) -> dict[str, Tensor]:
         """(N, ...) what was planned for the step just acted on: zeros where nothing was."""
@@ -331,6 +352,7 @@ class TDMPC2:
         total, states, metrics, priority = self.parts["model"](batch)
         self.optimizer.backward(total)
         model = self.optimizer.step(torch.isfinite(total))
+        self.model.bound()
         healthy = model["healthy"]
         if self.value_optimizer is not None:
             loss, states, told = self.parts["value"](batch)

@@ -24,9 +24,10 @@ class Critic:
     value: EnsembleQ
     states: Expectile | None
     """Targets continue with it where it is there."""
-    discount: float
     steps: int
     """Rewards before the bootstrap, apart."""
+    discount: float | Tensor
+    """Of everything, or (K,) of each task."""
 
     def joint(
         self, batch: Batch, unrolled: Unrolled
@@ -48,6 +49,7 @@ class Critic:
 
     def apart(self, batch: Batch) -> tuple[Tensor, Latent, dict[str, Tensor]]:
         """() the loss in the first states of sequences, encoded, constants, these (B, 1), and metrics (TCRL, eq. 4)."""
+        assert isinstance(self.discount, float)
         ahead = steps_ahead(reward=batch.reward, is_first=batch.is_first, discount=self.discount, steps=self.steps)
         rows = torch.arange(len(batch.reward), device=batch.reward.device)
         with torch.no_grad():
@@ -67,7 +69,8 @@ class Critic:
         """(B, T-1) r + discount (1 - terminal) min Q(s', a'), a' ~ policy, in states that were seen (TD-MPC2, eq. 4),
         or V(s') instead of Q (FOWM)."""
         alive = (~batch.is_terminal[:, 1:]).float()
-        return batch.reward[:, 1:] + self.discount * alive * self._following(seen)
+        discount = self.discount[self.model.task_of(seen)] if isinstance(self.discount, Tensor) else self.discount
+        return batch.reward[:, 1:] + discount * alive * self._following(seen)
 
     @torch.no_grad()
     def advantage(self, features: Tensor, action: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from worldmodel import ranks
 from worldmodel.distributions import Categorical, ClampedNormal, NoisedMode, SquashedNormal, log_slope
-from worldmodel.errors import check_range
+from worldmodel.errors import MisfitError, check_range
 from worldmodel.nn.normed import Activation, Init, Norm, NormedMLP
 from worldmodel.types import ActionSpec
 
@@ -49,8 +49,11 @@ class PriorConfig:
         if not self.noise > 0:
             raise ValueError(f"noise must be positive, got {self.noise}")
 
-    def build(self, feature_dim: int, action: ActionSpec) -> Prior:
-        return Prior(self, feature_dim, action)
+    def build(self, feature_dim: int, action: ActionSpec, *, masked: bool = False) -> Prior:
+        """Args: masked: the last numbers of features say which numbers of an action there are."""
+        if masked and self.form != "squashed":
+            raise MisfitError(f"several tasks need policy.form='squashed', got {self.form!r}")
+        return Prior(self, feature_dim, action, masked)
 
 
 class Prior(nn.Module):
@@ -59,26 +62,30 @@ class Prior(nn.Module):
     noise: Tensor
     """() the standard deviation of "noised", which its owner may change."""
 
-    def __init__(self, config: PriorConfig, feature_dim: int, action: ActionSpec) -> None:
+    def __init__(self, config: PriorConfig, feature_dim: int, action: ActionSpec, masked: bool = False) -> None:
         super().__init__()
-        self.config, self.action = config, action
+        self.config, self.action, self.masked = config, action, masked
         alone = action.kind == "discrete" or config.form == "noised"
+        outputs = action.size * (1 if alone else 2)
         self.net = NormedMLP(
-            feature_dim, config.units, config.layers, action.size * (1 if alone else 2), activation=config.activation,
-            norm=config.norm, init=config.init,
+            feature_dim - (action.size if masked else 0), config.units, config.layers, outputs,
+            activation=config.activation, norm=config.norm, init=config.init,
         )
         self.register_buffer("noise", torch.tensor(config.noise), persistent=False)
 
     def forward(self, features: Tensor) -> SquashedNormal | ClampedNormal | NoisedMode | Categorical:
         """(..., F) -> distribution over (..., A)."""
-        c, out = self.config, self.net(features)
+        c, counts = self.config, None
+        if self.masked:
+            features, counts = features[..., : -self.action.size], features[..., -self.action.size :]
+        out = self.net(features)
         if self.action.kind == "discrete":
             return Categorical(out, c.unimix)
         if c.form == "noised":
             return NoisedMode(out, self.noise, c.reach)
         mean, raw = out.float().chunk(2, -1)
         log_std = c.min_log_std + 0.5 * (c.max_log_std - c.min_log_std) * (torch.tanh(raw) + 1)
-        return SquashedNormal(mean, log_std) if c.form == "squashed" else ClampedNormal(mean, log_std)
+        return SquashedNormal(mean, log_std, counts) if c.form == "squashed" else ClampedNormal(mean, log_std)
 
     def judged(self, q: Any, features: Tensor) -> tuple[Tensor, Tensor]:
         """What the policy's actions are worth, with gradient to the policy, and their entropy, (...) both.
@@ -95,7 +102,8 @@ class Prior(nn.Module):
         if isinstance(policy, (ClampedNormal, NoisedMode)):
             return q(features, policy.sample()), policy.entropy()
         u, before = policy.draw()
-        entropy = -before * self.action.size if self.config.entropy == "scaled" else log_slope(u) - before
+        size = self.action.size if policy.counts is None else policy.counts.sum(-1)
+        entropy = -before * size if self.config.entropy == "scaled" else log_slope(u) - before
         return q(features, torch.tanh(u)), entropy
 
     def explored(self, features: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ CASES = [
     f"tdmpc2 {NANO} {SHORT} --task humanoid_walk --mode tcrl_free --replay.length 6",
     f"tdmpc2 {NANO} {SHORT} --task cartpole_balance --mode fowm --replay.length 6",
     f"tdmpc2 {NANO} --task glide --mode tdmpc --train.first-updates 0 --replay.length 6",
+    f"tdmpc2.multitask {NANO} --env.env.max-frames 24 --tasks cup_catch cartpole_balance",
     f"tdmpc2 {NANO} --task CartPole-v1 --actions discrete --train.first-updates 0",
     f"storm {NANO} {SHORT} --replay.windows 3 --replay.window 2",
     f"drama {NANO} {SHORT} --replay.windows 3 --replay.window 2",

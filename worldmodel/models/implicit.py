@@ -27,7 +27,7 @@ from worldmodel.nn.normed import (
 )
 from worldmodel.nn.slow import follow_
 from worldmodel.tree import struct
-from worldmodel.types import Batch, EnvSpec, Prediction
+from worldmodel.types import ArraySpec, Batch, EnvSpec, Prediction
 
 
 @struct
@@ -35,7 +35,8 @@ class Latent:
     """A point of the latent space; nothing else is remembered, so the present observation decides it."""
 
     z: Tensor
-    """(..., D)."""
+    """(..., D); where there are several tasks, what is known of the task comes after it: its embedding (E), which
+    numbers of an action it takes (A), and its index."""
 
 
 @struct
@@ -94,6 +95,8 @@ class ImplicitModelConfig:
     """Weight of losses one step further ahead."""
     consistency: Literal["squared", "cosine"] = "squared"
     """How far the predicted latent is from what is seen: the mean of squares, or 2 - 2 cos (TCRL)."""
+    task: int = 96
+    """E, numbers that tell tasks apart, of norm 1 at most, where there are several (TD-MPC2)."""
     aim: Literal["fast", "slow"] = "fast"
     """What is seen there: by the encoder as it is (TD-MPC2), or by a copy that follows slowly (TD-MPC, TCRL)."""
     rate: float = 0.01
@@ -122,12 +125,24 @@ class ImplicitModel(nn.Module):
     """
 
     bins: Tensor
+    takes: Tensor
+    """(K, A) 1 where task k takes a number of an action."""
 
     def __init__(self, config: ImplicitModelConfig, spec: EnvSpec) -> None:
         super().__init__()
-        self.config, self.feature_dim = config, config.latent
+        self.config = config
         self.image_keys = [key for key, array in spec.obs.items() if array.is_image]
-        self.encoder = config.encoder.build(spec.obs)
+        self.tasks: nn.Embedding | None = None
+        known, obs = 0, spec.obs
+        if spec.tasks:
+            self.tasks = nn.Embedding(len(spec.tasks), config.task)
+            nn.init.uniform_(self.tasks.weight, -0.02, 0.02)
+            known, obs = config.task, obs | {"task": ArraySpec(shape=(config.task,), dtype="float32")}
+        sizes = torch.tensor([task.action for task in spec.tasks], dtype=torch.int64)
+        takes = torch.arange(spec.action.size) < sizes.unsqueeze(-1)
+        self.register_buffer("takes", takes.float(), persistent=False)
+        self.feature_dim = config.latent + known + (spec.action.size if spec.tasks else 0)
+        self.encoder = config.encoder.build(obs)
         width = self.encoder.out_dim
         if config.project == "none" and width != config.latent:
             raise MisfitError(
@@ -136,7 +151,8 @@ class ImplicitModel(nn.Module):
             )
         self.register_buffer("bins", spaced_bins(config.bins, config.limit, config.space), persistent=False)
         self.project = SimNorm(config.simplex) if config.project == "none" else self._to_latent(width)
-        told = config.latent + spec.action.size
+        self._told = config.latent + known
+        told = self._told + spec.action.size
         units, layers = config.units, config.layers
         kind: dict[str, Any] = {"activation": config.activation, "norm": config.norm, "init": config.init}
         trunk = NormedTrunk(told, units, layers, **kind)
@@ -144,7 +160,7 @@ class ImplicitModel(nn.Module):
         self.reward = NormedMLP(told, units, layers, len(self.bins), out_scale=config.out_scale, **kind)
         self.ends: NormedMLP | None = None
         if config.ends == "predicted":
-            self.ends = NormedMLP(config.latent, units, layers, 1, **kind)
+            self.ends = NormedMLP(self._told, units, layers, 1, **kind)
         self.slow: nn.Sequential | None = None
         if config.aim == "slow":
             self.slow = copy.deepcopy(nn.Sequential(self.encoder, self.project)).requires_grad_(False)
@@ -161,15 +177,22 @@ class ImplicitModel(nn.Module):
 
     def initial(self, batch_size: int) -> Latent:
         middle = {"simplex": 1.0 / self.config.simplex, "sigmoid": 0.5, "free": 0.0}[self.config.form]
-        return Latent(z=self.bins.new_full((batch_size, self.config.latent), middle))
+        z = self.bins.new_full((batch_size, self.config.latent), middle)
+        return Latent(z=z if self.tasks is None else F.pad(z, (0, self.feature_dim + 1 - self.config.latent)))
 
     def observe(self, state: Latent, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor) -> Latent:
         """(B, T, ...) -> (B, T, D): every observation stands for itself."""
         return Latent(z=self.encode(obs, shift=self.config.shifts == "always"))
 
     def encode(self, obs: dict[str, Tensor], *, shift: bool) -> Tensor:
-        """(..., *shape) -> (..., D)."""
-        return self.project(self.encoder(self._shifted(obs) if shift else obs))
+        """(..., *shape) -> (..., D), or with what is known of the task."""
+        obs = self._shifted(obs) if shift else obs
+        if self.tasks is None:
+            return self.project(self.encoder(obs))
+        index = obs["task"]
+        known = self.tasks(index)
+        z = self.project(self.encoder(obs | {"task": known}))
+        return torch.cat([z, known, self.takes[index], index.unsqueeze(-1)], -1)
 
     def _shifted(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Images moved by chance, every one by its own."""
@@ -180,7 +203,20 @@ class ImplicitModel(nn.Module):
         return obs
 
     def step(self, state: Latent, action: Tensor) -> Latent:
-        return Latent(z=self.dynamics(torch.cat([state.z, action], -1)))
+        z = self.dynamics(self._asked(state, action))
+        return Latent(z=z if self.tasks is None else torch.cat([z, state.z[..., self.config.latent :]], -1))
+
+    def _asked(self, state: Latent, action: Tensor) -> Tensor:
+        """(..., I) what dynamics and reward are told."""
+        return torch.cat([state.z[..., : self._told], self.allowed(state, action)], -1)
+
+    def allowed(self, state: Latent, action: Tensor) -> Tensor:
+        """(..., A) the action, 0 where the task takes none."""
+        return action if self.tasks is None else action * self.takes[self.task_of(state)]
+
+    def task_of(self, state: Latent) -> Tensor:
+        """(...) int64 the index of the task, where there are several."""
+        return state.z[..., -1].long()
 
     def predict(self, previous: Latent, action: Tensor, state: Latent) -> Prediction:
         """The reward of the state left and the action, the continuation of the state arrived in."""
@@ -191,15 +227,16 @@ class ImplicitModel(nn.Module):
 
     def reward_of(self, state: Latent, action: Tensor) -> TwoHot | SymlogTwoHot | Plain:
         """(...) the reward of an action."""
-        return scalar(self.reward(torch.cat([state.z, action], -1)), self.bins, self.config.space)
+        return scalar(self.reward(self._asked(state, action)), self.bins, self.config.space)
 
     def end_logit(self, state: Latent) -> Tensor:
         """(...) float32, of being terminal."""
         assert self.ends is not None
-        return self.ends(state.z).squeeze(-1).float()
+        return self.ends(state.z[..., : self._told]).squeeze(-1).float()
 
     def features(self, state: Latent) -> Tensor:
-        return state.z
+        """(..., F) the latent; where there are several tasks, the embedding and what an action takes too."""
+        return state.z if self.tasks is None else state.z[..., :-1]
 
     def loss(self, batch: Batch, state: Latent) -> tuple[dict[str, Tensor], Latent]:
         """Every loss (B, T), weighted by :meth:`step_weights`, so the last column is 0; imagined states."""
@@ -213,7 +250,7 @@ class ImplicitModel(nn.Module):
         with torch.no_grad():
             seen = self._shifted({key: x[:, 1:] for key, x in batch.obs.items()})
             encoded = self.encode(seen, shift=False)
-            aims = encoded if self.slow is None else self.slow(seen)
+            aims = encoded if self.slow is None else self._slowly(seen)
         states, predicted = [z], []
         for t in range(batch.reward.shape[1] - 1):
             z = self.step(Latent(z=z), batch.action[:, t]).z
@@ -240,11 +277,24 @@ class ImplicitModel(nn.Module):
             losses["end"] = self.step_weights(batch.is_first, rho=1.0) * padded(end)
         return losses
 
+    def _slowly(self, obs: dict[str, Tensor]) -> Tensor:
+        """(..., *shape) -> (..., D) by the slow encoder."""
+        assert self.slow is not None
+        return self.slow(obs if self.tasks is None else obs | {"task": self.tasks(obs["task"])})
+
     def _gap(self, predicted: Tensor, aim: Tensor) -> Tensor:
-        """(..., D) both -> (...)."""
+        """(..., D) both, or with the task, -> (...)."""
+        predicted, aim = (x[..., : self.config.latent] for x in (predicted, aim))
         if self.config.consistency == "cosine":
             return 2 - 2 * F.cosine_similarity(predicted.float(), aim.float(), dim=-1)
         return F.mse_loss(predicted, aim, reduction="none").float().mean(-1)
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        """Put embeddings of tasks back inside the unit ball, after an update."""
+        if self.tasks is not None:
+            weight = self.tasks.weight
+            weight.mul_((1 / weight.norm(dim=-1, keepdim=True)).clamp(max=1.0))
 
     def track(self, healthy: Tensor) -> None:
         """Move the slow encoder, where there is one, after an update that was () ``healthy``."""

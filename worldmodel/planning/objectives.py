@@ -35,6 +35,8 @@ class ExpectedReturn(Generic[S]):
     action: ActionSpec
     discount: float = 0.99
     """In [0, 1]."""
+    discounts: Callable[[S], Tensor] | None = None
+    """States (B, ...) to the discount (B,) of each row, where tasks differ; without it ``discount`` is everybody's."""
     policy: Policy | None = None
     """What proposes sequences, and the prior of trees."""
     value: Callable[[Tensor], Tensor] | None = None
@@ -96,7 +98,10 @@ class ExpectedReturn(Generic[S]):
         elif self.continuation == "ignored":
             alive = torch.ones_like(alive)
         # (B, H) of arriving in state t + 1; rewards count by the weight of the state they were earned in
-        weight = (self.discount * alive).cumprod(1)
+        discount: float | Tensor = self.discount
+        if self.discounts is not None:
+            discount = self.discounts(tree.index(trajectory.states, (slice(None), 0))).unsqueeze(1)
+        weight = (discount * alive).cumprod(1)
         if self.optimism:
             before = tree.index(trajectory.states, (slice(None), slice(None, -1)))
             gain = gain + self.optimism * self._doubt(before, trajectory.action)

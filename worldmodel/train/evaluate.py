@@ -26,6 +26,8 @@ class Scores:
     """Decisions of each episode."""
     frames: list[np.ndarray] = field(default_factory=list, repr=False)
     """uint8 (h, w, 3) pictures of one episode, where they were asked for."""
+    tasks: list[str] = field(default_factory=list)
+    """Of each episode, where there are several."""
 
     @property
     def mean(self) -> float:
@@ -43,7 +45,13 @@ class Scores:
             "return_sem": float(r.std(ddof=1) / np.sqrt(len(r))) if len(r) > 1 else 0.0,
             "length": float(np.mean(self.lengths)),
             "episodes": float(len(r)),
+            **{f"return_{task}": float(r[[name == task for name in self.tasks]].mean()) for task in unique(self.tasks)},
         }
+
+
+def unique(names: list[str]) -> list[str]:
+    """Each once, in the order of their first."""
+    return list(dict.fromkeys(names))
 
 
 def evaluate(
@@ -82,8 +90,10 @@ def evaluate(
             if film and i == 0 and done[0] == 1 and (picture := pool.render(0)) is not None:
                 pictures.append(picture)
             running[i], length[i] = 0.0, 0
+    tasks = [pool.spec.tasks[int(i)].name for i in step.obs["task"]] if pool.spec.tasks else []
     return Scores(
-        returns=list(itertools.chain(*returns)), lengths=list(itertools.chain(*lengths)), frames=pictures
+        returns=list(itertools.chain(*returns)), lengths=list(itertools.chain(*lengths)), frames=pictures,
+        tasks=[name for name, found in zip(tasks, returns) for _ in found],
     )
 
 

@@ -72,7 +72,10 @@ def open_dataset(where: str | Path, options: ReadOptions | None = None) -> Datas
 
 
 def absolute(where: str) -> str:
-    """The same dataset from any working directory: "runs/data" or "FORMAT:PATH" with the path made absolute."""
+    """The same dataset from any working directory: "runs/data" or "FORMAT:PATH" with the path made absolute, and each
+    of several, between commas."""
+    if "," in where and not Path(where).expanduser().exists():
+        return ",".join(absolute(part.strip()) for part in where.split(","))
     named, colon, rest = where.partition(":")
     prefix, path = (f"{named}:", rest) if colon and named in formats() else ("", where)
     found = Path(path).expanduser()
