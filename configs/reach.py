@@ -21,6 +21,7 @@ from worldmodel.agents.values.critics import CriticsConfig
 from worldmodel.agents.values.reach import ReachConfig
 from worldmodel.agents.values.reach_aware import ReachAwareValueConfig
 from worldmodel.models.analytic import Pendulum, Point
+from worldmodel.models.arm import Arm, ArmConfig, reach_out
 from worldmodel.models.plateau import KnownConfig, Plateau, swing_up
 from worldmodel.types import ActionSpec, ArraySpec, Batch, EnvSpec
 
@@ -29,7 +30,7 @@ DETECTOR = ReachConfig(detector="knn")
 
 def studies() -> dict[str, Study]:
     """All of them, by name."""
-    return {study.name: study for study in (plateau(), pendulum(), dreamer())}
+    return {study.name: study for study in (plateau(), pendulum(), arm(), dreamer())}
 
 
 def plateau() -> Study:
@@ -98,6 +99,33 @@ def pendulum() -> Study:
             ("base", "bias", ">", 400.0), ("base", "return", "<", -1200.0), ("reach", "bias", "<", 150.0),
             ("reach", "return", ">", -350.0),
         ),
+    )
+
+
+def arm() -> Study:
+    """MuJoCo's arm of Gymnasium's Reacher, data of a controller that reaches, branches of one step."""
+
+    def dyna(length: int = 1, **changes: Any) -> DynaConfig:
+        value = CriticsConfig(units=(64, 64), **{k: changes.pop(k) for k in VALUE if k in changes})
+        return DynaConfig(
+            model=ArmConfig(), branch=BranchConfig(rows=500, every=300, keep=5, length=length),
+            policy=PolicyConfig(units=(64, 64)), value=value, real_ratio=0.05, rule=SoftConfig(backup="plain"),
+            recent=2000, first=2000, batch_size=128, lr=1e-3, policy_lr=1e-3, **changes,
+        )
+
+    variants = {
+        "base": Variant(agent=dyna(), said="k = 1, min of 2 critics"),
+        "layernorm": Variant(agent=dyna(norm="layer"), seeds=1, said="k = 1, LayerNorm"),
+        "reach": Variant(agent=dyna(norm="layer", reach=DETECTOR), said="k = 1, ours: LayerNorm, detector at the cut"),
+        "k20": Variant(agent=dyna(length=20), seeds=1, said="k = 20, min of 2 critics"),
+        "ravl": Variant(
+            agent=dyna(members=10, diversity=1.0), seeds=1, said="k = 1, min of 10, EDAC's eta 1, as published"
+        ),
+    }
+    return Study(
+        name="arm", title="Reacher-v5, true dynamics (MuJoCo), branches of one step, SAC", spec=_spec("arm", 10, 2),
+        truth=Arm(), data=_reached, variants=variants, estimate=_q, updates=6000, rows=2, steps=50, discount=0.99,
+        bound=0.0,
     )
 
 
@@ -179,6 +207,22 @@ def _swung(generator: torch.Generator) -> Batch:
         return torch.where(torch.rand(20, 1, generator=generator) < 0.2, noise, swing_up(now))
 
     return _played(Pendulum(), start, choose, steps=200)
+
+
+def _reached(generator: torch.Generator) -> Batch:
+    """40 episodes of 50 steps: a controller, one action in five at random."""
+    angle = (torch.rand(40, 2, generator=generator) * 2 - 1) * 0.1
+    place, far = torch.rand(40, 2, generator=generator), 0.2
+    # in a disc, every place alike
+    around, away = 2 * torch.pi * place[:, :1], far * place[:, 1:].sqrt()
+    truth = Arm()
+
+    def choose(at: int, now: Tensor) -> Tensor:
+        noise = torch.rand(40, 2, generator=generator) * 2 - 1
+        return torch.where(torch.rand(40, 1, generator=generator) < 0.2, noise, reach_out(now))
+
+    start = truth.start(angle, torch.cat([around.cos(), around.sin()], 1) * away)
+    return _played(truth, start, choose, steps=50)
 
 
 def _played(model: Any, start: Tensor, choose: Any, steps: int = 1) -> Batch:

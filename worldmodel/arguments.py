@@ -125,7 +125,7 @@ class ReachBenchOptions:
     numbers, verdicts and figures; exit code 1 where a verdict fails."""
 
     experiments: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[EXPERIMENT...]")]] = ()
-    """plateau, pendulum, dreamer; all of them where none is named."""
+    """plateau, pendulum, arm, dreamer; all of them where none is named."""
     variants: tuple[str, ...] = ()
     """Of each experiment; all of them where none is named."""
     seeds: int = 3

@@ -4,15 +4,20 @@ and that the cure works."""
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 
 from worldmodel import cli
 from worldmodel.bench import reach
-from worldmodel.configs.reach import pendulum, plateau, reduced, studies
+from worldmodel.configs.reach import arm, pendulum, plateau, reduced, studies
 from worldmodel.models.analytic import Point
+from worldmodel.models.arm import Arm
 from worldmodel.models.plateau import Plateau
 
 
@@ -52,6 +57,28 @@ def test_the_controller_swings_up_and_its_data_is_of_medium_quality() -> None:
     assert -700 < return_ < -120
     upright = data.obs["vector"][:, -50:, 0]
     assert float((upright > 0.9).float().mean()) > 0.7
+
+
+def test_the_arm_is_gymnasiums_and_its_controller_reaches() -> None:
+    pytest.importorskip("mujoco")
+    env, truth = gymnasium.make("Reacher-v5"), Arm()
+    rng = np.random.default_rng(0)
+    x, _ = env.reset(seed=1)
+    for _ in range(10):
+        action = rng.uniform(-1, 1, 2)
+        after, reward, *_ = env.step(action)
+        before = Point(x=torch.tensor(x, dtype=torch.float32)[None])
+        taken = torch.tensor(action, dtype=torch.float32)[None]
+        arrived = truth.step(before, taken)
+        assert torch.allclose(arrived.x[0], torch.tensor(after, dtype=torch.float32), atol=1e-5)
+        assert float(truth.predict(before, taken, arrived).reward) == pytest.approx(reward, abs=1e-5)
+        x = after
+    study = arm()
+    data = study.data(torch.Generator().manual_seed(0))
+    # random actions get -43, the best about -4
+    assert data.reward.shape == (40, 51) and -25 < float(data.reward.sum(1).mean()) < -8
+    found = replace(study, steps=5, discount=0.5).run("reach", seed=0, updates=3)
+    assert math.isfinite(found["bias"]) and found["return"] < 0
 
 
 def test_data_lies_where_reach_is_counted_from() -> None:
