@@ -14,6 +14,7 @@ import pytest
 from gymnasium import spaces
 from PIL import Image
 
+from worldmodel.envs import gym
 from worldmodel.envs.gym import GymConfig, describe
 from worldmodel.errors import EnvError
 from worldmodel.specs import ActionSpec, ArraySpec, Clones, Env, EnvStep
@@ -371,6 +372,31 @@ def test_an_environment_that_cannot_draw_is_played_without_pictures_and_says_so_
     assert [record.getMessage() for record in caplog.records] == [
         "gym/scripted cannot draw here, so it has no videos: RuntimeError: no display"
     ]
+
+
+def test_where_mujoco_could_not_draw_once_it_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a display its second try, in any environment, ends the process."""
+    asked: list[str] = []
+
+    class FatalError(Exception):
+        pass
+
+    def draw(which: str) -> None:
+        asked.append(which)
+        raise FatalError("an OpenGL platform library has not been loaded")
+
+    monkeypatch.setattr(gym, "_failed_to_draw", set())
+    monkeypatch.setattr(FatalError, "__module__", "mujoco")
+    for which, module in (
+        ("first", "envs.mujoco.arm"), ("second", "my_mujoco.task"), ("other", __name__), ("another", __name__)
+    ):
+        monkeypatch.setattr(Scripted, "__module__", module)
+        env, scripted = make(monkeypatch, render_mode="rgb_array")
+        monkeypatch.setattr(scripted, "render", lambda which=which: draw(which))
+        env.reset(seed=0)
+        assert env.render() is None
+    # who draws by other means is asked
+    assert asked == ["first", "other", "another"]
 
 
 @pytest.mark.parametrize("env_id", CLASSIC)

@@ -39,6 +39,10 @@ _CLASSIC_STATE: dict[str, tuple[str, ...]] = {
 }
 """What changes over time inside Gymnasium's classic control, beside the random stream."""
 
+_failed_to_draw: set[str] = set()
+"""Libraries that could not draw in this process and are not asked again: where there is no display, MuJoCo's second try
+at an OpenGL context ends the process."""
+
 _WRAPPER_STATE: dict[str, tuple[str, ...]] = {"TimeLimit": ("_elapsed_steps",), "OrderEnforcing": ("_has_reset",)}
 """What changes over time inside the wrappers that ``gymnasium.make`` puts around an environment."""
 
@@ -97,6 +101,8 @@ class Gym:
         self._has_begun = False
         self._needs_reset = True
         self._can_render = env.render_mode == "rgb_array"
+        drawn_by_mujoco = any("mujoco" in kind.__module__ for kind in type(env.unwrapped).__mro__)
+        self._library = "mujoco" if drawn_by_mujoco else ""
         self._translator = Translator(self._name, env.observation_space, env.action_space, size=config.size)
         limit = env.spec.max_episode_steps if env.spec is not None else None
         self._spec = EnvSpec(
@@ -141,13 +147,15 @@ class Gym:
 
     def render(self) -> np.ndarray | None:
         """An RGB picture, or None where the environment has none or cannot draw on this machine (logged once)."""
-        if not self._can_render or not self._has_begun:
+        if not self._can_render or not self._has_begun or self._library in _failed_to_draw:
             return None
         try:
             picture = self._env.render()
         except Exception as error:  # foreign drawing code: no display, no pygame, no GL; a video is not worth a run
             _log.warning("%s cannot draw here, so it has no videos: %s: %s", self._name, type(error).__name__, error)
             self._can_render = False
+            if type(error).__module__.partition(".")[0] == self._library:
+                _failed_to_draw.add(self._library)
             return None
         return None if picture is None else np.array(picture, np.uint8)
 
