@@ -25,7 +25,7 @@ USAGE = """usage: worldmodel data VERB ...
   collect OUT --env ENV       play, by a random or scripted policy or a trained agent (--run), or write a run's replay
   mix A:0.5 B:0.5 OUT         whole episodes of several, in shares
 
-Minari, D4RL, Dreamer (V-D4RL's npz), V-D4RL's hdf5 and NeoRL are read, the first three written.
+Minari, D4RL, Dreamer (V-D4RL's npz), V-D4RL's hdf5, NeoRL and LeRobot are read, the first three written.
 `worldmodel data VERB --help` tells more, `worldmodel train PRESET --data PATH` learns from one."""
 
 

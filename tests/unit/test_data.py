@@ -390,5 +390,5 @@ def test_nothing_of_the_data_room_needs_torch(tmp_path: Path) -> None:
 
 
 def test_every_format_says_what_it_is() -> None:
-    assert set(formats()) == {"d4rl", "dreamer", "minari", "neorl", "vd4rl"}
+    assert set(formats()) == {"d4rl", "dreamer", "lerobot", "minari", "neorl", "vd4rl"}
     assert all(each.summary for each in formats().values())
