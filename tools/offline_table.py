@@ -91,7 +91,7 @@ DEFAULT = ("reacher", "double-pendulum", "cartpole")
 def behave(task: Task, folder: Path, args: argparse.Namespace) -> dict[str, Path]:
     """Checkpoints of SAC: "medium" and "expert"."""
     run_dir = folder / "sac"
-    if not (folder / "behaved").exists():
+    if task.decisions not in (score := sampled(run_dir)):
         config = small("sac", task, args)
         every = max(1, task.decisions // CHECKPOINTS)
         run = Run(
@@ -107,14 +107,20 @@ def behave(task: Task, folder: Path, args: argparse.Namespace) -> dict[str, Path
         else:  # what was stopped before its first checkpoint begins afresh
             shutil.rmtree(run_dir, ignore_errors=True)
             runs.start(run, run_dir, live=False)
-        (folder / "behaved").touch()
-    lines = [json.loads(line) for line in (run_dir / "scores.jsonl").read_text().splitlines()]
-    score = {x["step"]: x["return"] for x in lines if x["kind"] == "eval_sampled"}
+        if task.decisions not in (score := sampled(run_dir)):
+            raise SystemExit("stopped before the behaviour policies were there; the same command goes on")
     floor = returns(open_dataset(folder / "random")).mean()
     best = max(score, key=lambda step: score[step])
     third = floor + (score[best] - floor) / 3
     medium = min((step for step in score if step <= best), key=lambda step: abs(score[step] - third))
     return {name: run_dir / "checkpoints" / f"{step:012d}" for name, step in (("medium", medium), ("expert", best))}
+
+
+def sampled(run_dir: Path) -> dict[int, float]:
+    """Returns of samples of a run's policy, by decisions."""
+    path = run_dir / "scores.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {x["step"]: x["return"] for x in lines if x["kind"] == "eval_sampled"}
 
 
 def returns(dataset: Dataset) -> np.ndarray:
