@@ -34,17 +34,18 @@ class Critic:
     ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
         """Losses (B, T), weighted by the model's ``step_weights``, with gradient to the imagined states; priorities
         (B, T) where replay is prioritised, and metrics."""
-        target, action = self.target(batch, unrolled.encoded), batch.action[:, :-1]
-        before, weight = self.model.features(unrolled.states)[:, :-1], self.model.step_weights(batch.is_first)
-        priority = None
+        before, action = self.model.features(unrolled.states)[:, :-1], batch.action[:, :-1]
+        weight, losses, priority = self.model.step_weights(batch.is_first), {}, None
+        if self.states is not None:
+            # before targets ask it: within one block of autocast, weights keep the cast of their first use
+            losses["states"] = weight * padded(self.states.loss(before, self._done(before, action)))
+        target = self.target(batch, unrolled.encoded)
         if batch.weight is None:
             each = self.value.loss(before, action, target)
         else:
             each, error = self.value.judged(before, action, target)
             priority = self._priority(batch, error)
-        losses = {"value": weight * padded(each)}
-        if self.states is not None:
-            losses["states"] = weight * padded(self.states.loss(before, self._done(before, action)))
+        losses["value"] = weight * padded(each)
         return losses, priority, {"value/target": target.mean()}
 
     def apart(self, batch: Batch) -> tuple[Tensor, Latent, dict[str, Tensor]]:

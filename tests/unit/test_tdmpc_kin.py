@@ -484,8 +484,9 @@ def test_fowms_policy_clones_what_was_better_the_more_the_better_it_was() -> Non
     assert float(loss) == pytest.approx(want, rel=1e-5)
 
 
-def test_fowms_gradients_reach_what_each_loss_teaches() -> None:
-    agent, batch = fowm(), data(weighted=True)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fowms_gradients_reach_what_each_loss_teaches(precision) -> None:
+    agent, batch = fowm(precision=precision), data(weighted=True)
     trained = {name: p for name, p in agent.modules.named_parameters() if p.requires_grad}
     total, states, *_ = agent.compute_model_loss(batch)
     agent.optimizer.backward(total)
