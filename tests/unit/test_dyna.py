@@ -404,6 +404,15 @@ def test_many_states_are_selected_in_parts_and_stay_in_their_order(monkeypatch: 
     assert torch.equal(taken, x) and about["score_gain"].shape == (8,)
 
 
+def test_acting_with_selection_is_traced_without_a_break_and_is_the_same() -> None:
+    agent, _ = selecting(CandidateSelector(candidates=2, horizon=2), updates=1)
+    first, _ = agent.act(agent.initial(64, seed=3), seen(), explore=True)
+    agent.parts["act"] = torch.compile(agent.parts["act"], fullgraph=True, dynamic=False, backend="eager")
+    second, _ = agent.act(agent.initial(64, seed=3), seen(), explore=True)
+    torch.compiler.reset()
+    assert torch.allclose(first, second, atol=1e-6)
+
+
 def test_selection_asks_for_a_model_and_a_rate_for_one_that_doubts() -> None:
     with pytest.raises(ValueError, match="choose by rollouts of a model, and model is None"):
         small(model=None, acting=CandidateSelector())

@@ -597,7 +597,7 @@ def lived(seed: int) -> Batch:
     return replace(batch, is_terminal=torch.zeros_like(batch.is_terminal))
 
 
-VERSIONS = ["bc", "td3bc", "iql", "cql", "morel", "combo", "rambo", "mobile", "leq"]
+VERSIONS = ["bc", "td3bc", "iql", "cql", "morel", "combo", "rambo", "mobile", "leq", "coplanner"]
 
 
 def test_no_version_is_left_out() -> None:
