@@ -65,9 +65,9 @@ def _long(agent: DreamerConfig, delay: int) -> Run:
     grow with what is remembered, and sequences hold the longest from end to end. The core begins with a memory that
     reaches so far; where that lies beside the features, these must say what it knows before it is asked for. And the
     policy tries every answer until it knows better: it begins to guess before it can know."""
-    core, foresight = agent.model.core, 1.0
+    core, foresight, lr = agent.model.core, 1.0, 1.5e-3
     if isinstance(core, TransformerConfig):
-        core = replace(core, window=delay + 4)
+        core, lr = replace(core, window=delay + 4), 1e-3
     elif isinstance(core, MambaConfig):
         core = replace(core, remember=delay, headdim=8)
     else:
@@ -77,7 +77,7 @@ def _long(agent: DreamerConfig, delay: int) -> Run:
     return Run(
         env=ToyConfig(task="recall", delay=delay, shortest=4),
         agent=replace(
-            agent, model=model, imagination=3, context="blank", actor=replace(agent.actor, entropy=0.1)
+            agent, model=model, imagination=3, context="blank", lr=lr, actor=replace(agent.actor, entropy=0.1)
         ),
         replay=ReplayConfig(capacity=100_000, batch_size=max(2, 512 // length), length=length),
         train=TrainConfig(
@@ -93,8 +93,10 @@ def _precise(agent: DreamerConfig, objective: Objective) -> DreamerConfig:
     being slightly off in the sum of all that follows. Remembered latents are some hundred updates old, in which a small
     model moves far: it then filters what it can no longer read. And the posterior shall stay where the prior can
     follow. Without a decoder to shape the latents, the score function finds too little in them; the gradient of the
-    dynamics finds more, in smaller steps."""
+    dynamics finds more, in smaller steps. A Transformer takes smaller ones too: at 3e-3 it lost what it had learned."""
     if objective != "reconstruction":
         agent = replace(agent, lr=1.5e-3, actor=replace(agent.actor, gradient="dynamics"))
+    if isinstance(agent.model.core, TransformerConfig):
+        agent = replace(agent, lr=1e-3)
     model = replace(agent.model, continue_target=1 - 1 / 30, rep_scale=0.1)
     return replace(agent, model=model, horizon=30.0, context="blank")
