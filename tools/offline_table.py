@@ -245,12 +245,19 @@ def scored(found: dict[str, Any], name: str, kind: str, version: str) -> list[fl
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The table: mean and standard deviation over seeds (how many), * below behaviour cloning on the mixed set."""
-    lines = []
+    """A page: for each task a table, mean and standard deviation over seeds (how many), * below cloning on the mixed
+    set."""
+    settings = ", ".join(f"{key} {value}" for key, value in found["settings"].items() if key != "seeds")
+    done = sum("return" in cell for cell in found["cells"].values())
+    lines = [
+        "# Offline agents", "", f"Written by `tools/offline_table.py` ({settings}); {done} cells are done.",
+        "Scores are 100 (R - random) / (expert - random), the mean of the last evaluations by mode: mean and standard",
+        "deviation over seeds, and how many; * is below behaviour cloning on the mixed set.", "",
+    ]
     names = [x for x in TASKS if x in found["sets"]]
     for name in names:
         sets = found["sets"][name]
-        lines += [f"### {name}: {TASKS[name].env.name}", ""]
+        lines += [f"## {name}: {TASKS[name].env.name}", ""]
         means = ", ".join(f"{kind} {sets[kind]['return']:.1f}" for kind in SETS)
         lines += [f"Mean returns of the data: {means}.", ""]
         lines += [f"| version | {' | '.join(SETS)} |", "|---|" + "---|" * len(SETS)]
@@ -260,7 +267,7 @@ def markdown(found: dict[str, Any]) -> str:
             if any(row):
                 lines.append(f"| {version} | {' | '.join(cell or 'not run' for cell in row)} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines[:-1]) + "\n"
 
 
 def said(found: dict[str, Any], name: str, kind: str, version: str, cloned: list[float]) -> str:
@@ -307,7 +314,11 @@ def main(words: list[str] | None = None) -> int:
         "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": 1}, "provenance": provenance(),
     }
     for name in args.tasks:
-        found["sets"][name] = make_sets(name, args.folder / name, args)
+        made = make_sets(name, args.folder / name, args)
+        if found["sets"].setdefault(name, made) != made:
+            message = f"{args.out} holds cells of other sets of {name} than {args.folder}; give another --out"
+            print(message, file=sys.stderr)
+            return 2
         print(name, found["sets"][name], flush=True)
         write(args.out, found)
     pools = functools.cache(lambda name: make_pool(TASKS[name].env, args.episodes, kind="serial"))

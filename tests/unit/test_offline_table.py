@@ -84,6 +84,12 @@ def test_a_table_is_made_in_parts_and_a_cell_that_fails_costs_nothing_else(
     assert "return" in json.loads(out.read_text())["cells"]["line/mixed/iql/0"]
     assert (tmp_path / "runs" / "line" / "sac" / "scores.jsonl").stat().st_mtime_ns == behaved
 
+    found = json.loads(out.read_text())
+    found["sets"]["line"]["random"]["return"] += 1
+    (tmp_path / "other.json").write_text(json.dumps(found))
+    assert tool.main([*tiny, "--out", str(tmp_path / "other.json")]) == 2
+    assert "holds cells of other sets of line than" in capsys.readouterr().err
+
     assert tool.main([*tiny, "--updates", "20"]) == 2
     assert "holds cells of other settings (updates 10, now 20); give another --out" in capsys.readouterr().err
 
@@ -100,7 +106,8 @@ def test_scores_are_of_random_and_expert_and_what_clones_better_is_marked() -> N
         },
     }
     rows = tool.markdown(found).splitlines()
-    assert rows[2] == "Mean returns of the data: mixed 10.0, medium 0.0, expert 40.0, random -10.0."
+    assert rows[0] == "# Offline agents" and rows[2].endswith("; 5 cells are done.")
+    assert "Mean returns of the data: mixed 10.0, medium 0.0, expert 40.0, random -10.0." in rows
     # 100 (15 + 10) / 50 = 50 and 70; 0 and 100, whose mean is below; 60 is not
     assert "| bc | 60 ± 10 (2) | not run | not run | not run |" in rows
     assert "| cql | 50 ± 50 (2) * | not run | not run | failed (1) |" in rows
