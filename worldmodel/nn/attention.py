@@ -39,9 +39,9 @@ class Shared(NamedTuple):
     """A past of S inputs, on which B / R rows each look back; the first B / R on the first, and so on."""
 
     keys: Tensor
-    """(R, S, D), turned already."""
+    """(R, heads, S, d), turned already; contiguous, as products by row and head read it."""
     values: Tensor
-    """(R, S, D)"""
+    """(R, heads, S, d)"""
 
 
 class Mixed(NamedTuple):
@@ -84,15 +84,24 @@ class Attention(nn.Module):
             y = self._attend_shared(q, k, v, sight.mask, shared, dropout)
         return Mixed(self.out(y.transpose(1, 2).flatten(-2)), keys, values)
 
-    def turn(self, keys: Tensor, turns: Tensor) -> Tensor:
-        """Keys (B, S, D) at positions with these turns (S, 2, d/2)."""
-        return turned(self._split(keys), turns).transpose(1, 2).flatten(-2)
+    def share(self, keys: Tensor, values: Tensor, turns: Tensor | None) -> Shared:
+        """Keys and values (R, S, D) at positions with these turns (S, 2, d/2), to be shared."""
+        k = self._split(keys)
+        k = k if turns is None else turned(k, turns)
+        return Shared(k.contiguous(), self._split(values).contiguous())
+
+    def unshare(self, shared: Shared, turns: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The keys and values (R, S, D) that :meth:`share` was given."""
+        k = shared.keys
+        if turns is not None:
+            k = turned(k, torch.stack([turns[:, 0], -turns[:, 1]], 1))
+        return k.transpose(1, 2).flatten(-2), shared.values.transpose(1, 2).flatten(-2)
 
     def _attend_shared(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, shared: Shared, dropout: float
     ) -> Tensor:
         """(B, heads, T, d): what is shared is read where it lies, by all the rows that share it in one product."""
-        past, lead = shared.keys.shape[1], shared.keys.shape[0]
+        lead, _, past, _ = shared.keys.shape
 
         def gathered(y: Tensor) -> Tensor:
             """(B, heads, T, n) -> (R, heads, B / R * T, n)"""
@@ -101,7 +110,7 @@ class Attention(nn.Module):
         def spread(y: Tensor) -> Tensor:
             return y.unflatten(2, (-1, q.shape[2])).transpose(1, 2).flatten(0, 1)
 
-        before, seen = self._split(shared.keys).to(q.dtype), self._split(shared.values).to(q.dtype)
+        before, seen = shared.keys.to(q.dtype), shared.values.to(q.dtype)
         scores = torch.cat([spread(gathered(q) @ before.mT), q @ k.mT], -1).float() / math.sqrt(q.shape[-1])
         weight = torch.softmax(scores.masked_fill(~mask.unsqueeze(1), -torch.inf), -1)
         weight = F.dropout(weight, dropout).to(q.dtype) if dropout else weight.to(q.dtype)

@@ -207,7 +207,7 @@ class Transformer(nn.Module):
         if not shared:
             table = self._turns(self.config.window - 1, state.seen.device)
             shared = tuple(
-                Shared(k if table is None else block.attention.turn(k, table), v)
+                block.attention.share(k, v, table)
                 for block, k, v in zip(self._blocks, state.keys, state.values)
             )
             past = tree.map(lambda x: x[:, :0], past)
@@ -304,14 +304,13 @@ class Transformer(nn.Module):
         if not state.shared:
             return state
         past = self.config.window - 1
-        back = self._turns(past, state.seen.device)
-        back = None if back is None else torch.stack([back[:, 0], -back[:, 1]], 1)
+        table = self._turns(past, state.seen.device)
         keys, values = [], []
         for block, k, v, shared in zip(self._blocks, state.keys, state.values, state.shared):
-            before = shared.keys if back is None else block.attention.turn(shared.keys, back)
+            before, seen = block.attention.unshare(shared, table)
             n = k.shape[0] // before.shape[0]
             keys.append(torch.cat([before.repeat_interleave(n, 0), k], 1)[:, -past:])
-            values.append(torch.cat([shared.values.repeat_interleave(n, 0), v], 1)[:, -past:])
+            values.append(torch.cat([seen.repeat_interleave(n, 0), v], 1)[:, -past:])
         return replace(state, keys=tuple(keys), values=tuple(values), shared=())
 
     def _turns(self, count: int, device: torch.device) -> Tensor | None:
