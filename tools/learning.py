@@ -78,12 +78,15 @@ def main() -> int:
     then = f", then worldmodel resume {args.resume}" if args.resume else ""
     command = f"worldmodel train {' '.join(args.preset)}{then}"
     path = ROOT / "docs" / "results" / f"{args.name}.json"
-    kept = others(path, command, args.seeds) if args.add else []
+    if args.add:
+        others(path, command, args.seeds)
     folder = args.folder or Path(tempfile.mkdtemp(prefix=f"learning-{args.name}-"))
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(args.parallel) as pool:
         longer = args.resume.split()
         runs = list(pool.map(lambda seed: one_run(folder, args.preset, seed, args.episodes, longer), args.seeds))
+    # read when they are written: another process may have added its seeds meanwhile
+    kept = others(path, command, args.seeds) if args.add else []
     runs = sorted([*kept, *(run | {"commit": provenance()["commit"]} for run in runs)], key=lambda run: run["seed"])
     returns = [run["final"]["mode"]["return"] if "mode" in run["final"] else run["final"]["return"] for run in runs]
     result = {

@@ -27,10 +27,14 @@ CORES: dict[str, Any] = {
     "mamba": MAMBA,
     "mamba, mamba1": replace(MAMBA, mixer="mamba1", layers=1),
     "mamba, recurrent": replace(MAMBA, posterior="recurrent", layers=1),
+    "mamba, late": replace(MAMBA, actions="prior"),
+    "mamba, recurrent, late": replace(MAMBA, posterior="recurrent", actions="prior", layers=1),
     "transformer": TRANSFORMER,
     "transformer, post": replace(TRANSFORMER, norm="post", window=5),
     "transformer, learned": replace(TRANSFORMER, norm="post", positions="learned", window=257),
     "transformer, recurrent": replace(TRANSFORMER, posterior="recurrent", layers=1, window=9),
+    "transformer, late": replace(TRANSFORMER, actions="prior"),
+    "transformer, recurrent, late": replace(TRANSFORMER, posterior="recurrent", actions="prior", layers=1, window=9),
 }
 LENGTHS = [1, 63, 64, 100, 257]
 ROWS, TOKEN, ACTION = 3, 5, 2

@@ -229,7 +229,7 @@ def test_dropout_is_drawn_from_the_stream_in_training_and_off_otherwise():
         torch.manual_seed(seed)
         _, action, is_first = batch
         with torch.no_grad():
-            deter = core._attend(start, core._embed(torch.ones(2, 5, 3, 4), action, is_first), is_first).deter
+            deter = core._scan(start, core._embed(torch.ones(2, 5, 3, 4), action, is_first), is_first).deter
         return deter
 
     core.train()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from worldmodel import tree
-from worldmodel.distributions import Categorical
 from worldmodel.errors import check_range
 from worldmodel.kernels.segments import segment_ids
-from worldmodel.models.cores.base import CoreOutput
-from worldmodel.nn.blocks import MLP, Dense, Linear, RMSNorm
+from worldmodel.models.cores.sequence import Actions, SequenceCore
+from worldmodel.nn.blocks import Dense, RMSNorm
 from worldmodel.nn.mamba import EPS, Mamba1, Mamba2
 from worldmodel.tree import struct
-from worldmodel.types import ArraySpec
 
 
 @struct
@@ -70,6 +68,10 @@ class MambaConfig:
     posterior: Literal["frame", "recurrent"] = "frame"
     """What the posterior sees: the token alone, so that a sequence needs no loop over time, or the deterministic state
     as well, which costs that loop."""
+    actions: Actions = "blocks"
+    """Where the action of a step first meets what is remembered: in the blocks, beside the latents, as published, or in
+    the prior of the next step alone. Then features say all that the model knows before an action is chosen: what a
+    policy needs where a task takes memory."""
     dropout: float = 0.0
     """Share of the last block's output that is dropped while the model learns from sequences."""
 
@@ -110,32 +112,21 @@ class Block(nn.Module):
             self.mixer = Mamba1(c.d_model, **shape)
 
 
-class Mamba(nn.Module):
-    """deter_t = blocks(stoch_{<t}, action_{<t}); posterior from token_t; prior from deter_t.
+class Mamba(SequenceCore[MambaState]):
+    """Mamba blocks over what was seen and done (see :class:`SequenceCore`).
 
-    The input of step t is what was seen and done before it, so ``deter`` is ready before the observation is: Drama's
-    hidden state of step t-1, from which it predicts frame, reward and end of step t. Where ``is_first``, that input is
-    zero and the states of convolutions and scans are forgotten.
+    With the published order, ``deter_t`` is Drama's hidden state of step t-1, from which it predicts frame, reward and
+    end of step t. Where an episode begins, the states of convolutions and scans are forgotten.
     """
 
     def __init__(self, config: MambaConfig, action_size: int, token_size: int) -> None:
-        super().__init__()
-        c = self.config = config
-        flat = c.stoch * c.classes
-        self.deter_size, self.stoch_size = c.d_model, flat
-        self.feature_dim = c.d_model + flat
-        self.embed = Dense(flat + action_size, c.d_model)
+        super().__init__(config, config.d_model)
+        c = config
+        self.embed = Dense(self.stoch_size + action_size, c.d_model)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.dropout = nn.Dropout(c.dropout)
         self.norm = RMSNorm(c.d_model, eps=EPS)
-        self.prior_head = nn.Sequential(
-            MLP(c.d_model, c.hidden, c.img_layers),
-            Linear(c.hidden if c.img_layers else c.d_model, flat, scale=c.logit_scale),
-        )
-        seen = token_size + (c.d_model if c.posterior == "recurrent" else 0)
-        self.posterior_head = nn.Sequential(
-            MLP(seen, c.hidden, c.obs_layers), Linear(c.hidden if c.obs_layers else seen, flat, scale=c.logit_scale)
-        )
+        self._build_heads(action_size, token_size)
 
     def initial(self, batch_size: int) -> MambaState:
         """Zeros; nothing is learned here."""
@@ -146,119 +137,37 @@ class Mamba(nn.Module):
             conv=tuple(conv), ssm=tuple(ssm),
         )
 
-    def observe(
-        self, state: MambaState, tokens: Tensor, prev_action: Tensor, is_first: Tensor
-    ) -> CoreOutput[MambaState]:
-        """Filter (B, T): in parallel over T where the posterior sees the token alone, else step by step."""
-        batch, time = is_first.shape
-        # (B, T, Z): one uniform number a group
-        noise = torch.rand(batch, time, self.config.stoch, device=tokens.device)
-        if self.config.posterior == "recurrent":
-            return self._observe_by_steps(state, tokens, prev_action, is_first, noise)
-        posterior = self._posterior_logits(tokens)
-        stoch = Categorical(posterior, self.config.unimix).sample(noise)
-        before = torch.cat([state.stoch.unsqueeze(1), stoch[:, :-1]], 1)
-        x = self._embed(before, prev_action, is_first)
-        # one step, which is acting, needs no preparations for a scan
-        after = self._advance(state, x[:, 0], is_first[:, 0]) if time == 1 else self._scan(state, x, is_first)
-        deter, conv, ssm = after if time > 1 else _with_time(after)
-        states = MambaState(deter=deter, stoch=stoch, conv=conv, ssm=ssm)
-        return CoreOutput(states=states, posterior=posterior, prior=self.prior(deter))
-
-    def step(self, state: MambaState, action: Tensor) -> MambaState:
-        """One step of imagination: the blocks, then a sample of the prior."""
-        deter, conv, ssm = self._advance(state, self._embed(state.stoch, action, None), None)
-        stoch = Categorical(self.prior(deter), self.config.unimix).sample()
-        return MambaState(deter=deter, stoch=stoch, conv=conv, ssm=ssm)
-
-    def prior(self, deter: Tensor) -> Tensor:
-        """(..., D) -> logits (..., Z, K)."""
-        return self._groups(self.prior_head(deter))
-
-    def features(self, state: MambaState) -> Tensor:
-        """(..., D + Z*K): deter first."""
-        return torch.cat([state.deter, state.stoch.flatten(-2)], -1)
-
     def trim(self, state: MambaState) -> MambaState:
         """Without the blocks' states, which only ``observe`` and ``step`` read: a dream need not keep them."""
         return replace(state, conv=(), ssm=())
 
     @property
-    def memory_spec(self) -> dict[str, ArraySpec]:
-        """Nothing: the blocks' states of a step are many times its observation. Sequences begin from ``initial``."""
-        return {}
-
-    def pack(self, state: MambaState) -> dict[str, Tensor]:
-        return {}
-
-    def unpack(self, memory: dict[str, Tensor]) -> MambaState:
-        raise ValueError("a Mamba core keeps nothing in replay; begin from initial")
-
-    @property
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _embed(self, stoch: Tensor, action: Tensor, is_first: Tensor | None) -> Tensor:
-        """(..., Z, K), (..., A) and (...) to inputs of the blocks (..., D)."""
-        # actions of unbounded spaces are scaled back into [-1, 1]
-        action = action / action.abs().clamp(min=1.0).detach()
-        x = torch.cat([stoch.flatten(-2), action], -1)
-        return self.embed(x if is_first is None else x * (~is_first).float().unsqueeze(-1))
-
-    def _scan(self, state: MambaState, x: Tensor, is_first: Tensor) -> _Advanced:
-        """Inputs (B, T, D) to deter (B, T, D), and the states after every step."""
+    def _scan(self, state: MambaState, x: Tensor, is_first: Tensor) -> MambaState:
+        if x.shape[1] == 1:
+            # one step, which is acting, needs no preparations for a scan
+            return tree.map(lambda y: y.unsqueeze(1), self._advance(state, x[:, 0], is_first[:, 0]))
         segments = segment_ids(is_first)
+        return self._through(state, x, lambda block, *past: block.mixer(past[0], segments, *past[1:]))
+
+    def _advance(self, state: MambaState, x: Tensor, is_first: Tensor | None) -> MambaState:
+        return self._through(state, x, lambda block, *past: block.mixer.step(past[0], is_first, *past[1:]))
+
+    def _through(self, state: MambaState, x: Tensor, mix: _Mix) -> MambaState:
+        """Inputs (..., D) through the blocks, each mixed with its own past."""
         convs, ssms = [], []
         residual, y = x.float(), None
         for block, conv, ssm in zip(self._blocks, state.conv, state.ssm):
             residual = residual if y is None else residual + y
-            y, conv, ssm = block.mixer(block.norm(residual).to(x.dtype), segments, conv, ssm)
+            y, conv, ssm = mix(block, block.norm(residual).to(x.dtype), conv, ssm)
             convs.append(conv)
             ssms.append(ssm)
-        return self._close(residual, y), tuple(convs), tuple(ssms)
-
-    def _advance(self, state: MambaState, x: Tensor, reset: Tensor | None) -> _Advanced:
-        """Inputs (B, D) to deter (B, D), and the next states."""
-        convs, ssms = [], []
-        residual, y = x.float(), None
-        for block, conv, ssm in zip(self._blocks, state.conv, state.ssm):
-            residual = residual if y is None else residual + y
-            y, conv, ssm = block.mixer.step(block.norm(residual).to(x.dtype), reset, conv, ssm)
-            convs.append(conv)
-            ssms.append(ssm)
-        return self._close(residual, y), tuple(convs), tuple(ssms)
-
-    def _close(self, residual: Tensor, y: Tensor | None) -> Tensor:
         assert y is not None
-        return self.norm(residual + self.dropout(y)).float()
-
-    def _observe_by_steps(
-        self, state: MambaState, tokens: Tensor, prev_action: Tensor, is_first: Tensor, noise: Tensor
-    ) -> CoreOutput[MambaState]:
-        states, posteriors = [], []
-        for t in range(is_first.shape[1]):
-            first = is_first[:, t]
-            x = self._embed(state.stoch, prev_action[:, t], first)
-            deter, conv, ssm = self._advance(state, x, first)
-            logits = self._posterior_logits(torch.cat([deter, tokens[:, t]], -1))
-            stoch = Categorical(logits, self.config.unimix).sample(noise[:, t])
-            state = MambaState(deter=deter, stoch=stoch, conv=conv, ssm=ssm)
-            states.append(state)
-            posteriors.append(logits)
-        stacked = tree.stack(states, 1)
-        return CoreOutput(states=stacked, posterior=torch.stack(posteriors, 1), prior=self.prior(stacked.deter))
-
-    def _posterior_logits(self, seen: Tensor) -> Tensor:
-        return self._groups(self.posterior_head(seen))
-
-    def _groups(self, logits: Tensor) -> Tensor:
-        return logits.float().unflatten(-1, (self.config.stoch, self.config.classes))
+        deter = self.norm(residual + self.dropout(y)).float()
+        return replace(state, deter=deter, conv=tuple(convs), ssm=tuple(ssms))
 
 
-_Advanced = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
-"""deter, and for each layer the states of convolution and scan."""
-
-
-def _with_time(advanced: _Advanced) -> _Advanced:
-    """(B, ...) -> (B, 1, ...)"""
-    return tree.map(lambda x: x.unsqueeze(1), advanced)
+_Mix = Callable[[Block, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""A block, its input (..., D), and the states of its convolution and scan, to its output and the next of these."""

@@ -9,20 +9,19 @@ curiosity an ensemble behind ``Uncertain``, its replay a Sampler.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel import tree
-from worldmodel.distributions import Categorical
 from worldmodel.errors import MisfitError, check_range
 from worldmodel.kernels.segments import segment_ids
 from worldmodel.models.cores.base import CoreOutput
+from worldmodel.models.cores.sequence import Actions, SequenceCore
 from worldmodel.nn.attention import Block, LayerNorm, Shared, Sight, turns
-from worldmodel.nn.blocks import MLP, Linear
+from worldmodel.nn.blocks import Linear
 from worldmodel.tree import struct
-from worldmodel.types import ArraySpec
 
 
 @struct
@@ -79,6 +78,10 @@ class TransformerConfig:
     posterior: Literal["frame", "recurrent"] = "frame"
     """What the posterior sees: the token alone, so that a sequence needs no loop over time, or the deterministic state
     as well, which costs that loop."""
+    actions: Actions = "blocks"
+    """Where the action of a step first meets what is remembered: in the blocks, beside the latents, as published, or in
+    the prior of the next step alone. Then features say all that the model knows before an action is chosen: what a
+    policy needs where a task takes memory."""
     dropout: float = 0.0
     """Share of attention weights and of the halves' outputs that is dropped while the model learns from sequences."""
 
@@ -103,21 +106,11 @@ class TransformerConfig:
         return Transformer(self, action_size, token_size)
 
 
-class _Attended(NamedTuple):
-    """deter (B, T, D), and after every step what the next one needs."""
+class Transformer(SequenceCore[TransformerState]):
+    """Transformer blocks over what was seen and done (see :class:`SequenceCore`).
 
-    deter: Tensor
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    seen: Tensor
-
-
-class Transformer(nn.Module):
-    """deter_t = blocks(stoch_{<t}, action_{<t}); posterior from token_t; prior from deter_t.
-
-    The input of step t is what was seen and done before it, so ``deter`` is ready before the observation is: STORM's
-    hidden state of step t-1, from which it predicts frame, reward and end of step t. Where ``is_first``, that input is
-    zero and the window begins anew.
+    With the published order, ``deter_t`` is STORM's hidden state of step t-1, from which it predicts frame, reward and
+    end of step t. Where an episode begins, the window begins anew.
 
     A state holds its window, (W-1) 2 D numbers a layer. To begin dreams at every step of a batch is cheap for small
     models; with STORM's sizes it takes 0.5 MB a step, and short windows of replay are the published way. Rollouts
@@ -125,13 +118,10 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig, action_size: int, token_size: int) -> None:
-        super().__init__()
-        c = self.config = config
-        flat = c.stoch * c.classes
-        self.deter_size, self.stoch_size = c.width, flat
-        self.feature_dim = c.width + flat
+        super().__init__(config, config.width)
+        c = config
         self.embed = nn.Sequential(
-            Linear(flat + action_size, c.width, bias=False), LayerNorm(c.width), nn.ReLU(),
+            Linear(self.stoch_size + action_size, c.width, bias=False), LayerNorm(c.width), nn.ReLU(),
             Linear(c.width, c.width, bias=False), LayerNorm(c.width),
         )
         self.positions: nn.Parameter | None = None
@@ -144,14 +134,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(c.width, c.heads, c.ffn, norm=c.norm, dropout=c.dropout, out_scale=scale) for _ in range(c.layers)
         )
-        self.prior_head = nn.Sequential(
-            MLP(c.width, c.hidden, c.img_layers),
-            Linear(c.hidden if c.img_layers else c.width, flat, scale=c.logit_scale),
-        )
-        sees = token_size + (c.width if c.posterior == "recurrent" else 0)
-        self.posterior_head = nn.Sequential(
-            MLP(sees, c.hidden, c.obs_layers), Linear(c.hidden if c.obs_layers else sees, flat, scale=c.logit_scale)
-        )
+        self._build_heads(action_size, token_size)
 
     def initial(self, batch_size: int) -> TransformerState:
         """Zeros; nothing is learned here."""
@@ -166,40 +149,17 @@ class Transformer(nn.Module):
     def observe(
         self, state: TransformerState, tokens: Tensor, prev_action: Tensor, is_first: Tensor
     ) -> CoreOutput[TransformerState]:
-        """Filter (B, T): in parallel over T where the posterior sees the token alone, else step by step.
+        """(B, ...), (B, T, E), (B, T, A), (B, T) -> (B, T, ...).
 
         Raises: MisfitError for more steps than there are learned positions.
         """
-        c, (batch, time), state = self.config, is_first.shape, self._alone(state)
+        c, time = self.config, is_first.shape[1]
         if c.positions == "learned" and time > c.window:
             raise MisfitError(
                 f"a sequence of {time} steps is longer than the {c.window} learned positions; take shorter ones "
                 f"(replay.length), a larger window, or positions='rotary', which have no limit"
             )
-        # (B, T, Z): one uniform number a group
-        noise = torch.rand(batch, time, c.stoch, device=tokens.device)
-        if c.posterior == "recurrent":
-            return self._observe_by_steps(state, tokens, prev_action, is_first, noise)
-        posterior = self._posterior_logits(tokens)
-        stoch = Categorical(posterior, c.unimix).sample(noise)
-        before = torch.cat([state.stoch.unsqueeze(1), stoch[:, :-1]], 1)
-        after = self._attend(state, self._embed(before, prev_action, is_first), is_first)
-        states = TransformerState(
-            deter=after.deter, stoch=stoch, keys=after.keys, values=after.values, seen=after.seen
-        )
-        return CoreOutput(states=states, posterior=posterior, prior=self.prior(after.deter))
-
-    def step(self, state: TransformerState, action: Tensor) -> TransformerState:
-        """One step of imagination: the blocks, then a sample of the prior."""
-        goes_on = torch.zeros_like(state.seen, dtype=torch.bool)
-        after = self._go_on(state, action, goes_on) if state.shared else self._advance(state, action, goes_on)
-        stoch = Categorical(self.prior(after.deter), self.config.unimix).sample()
-        # an own past as long as the window leaves nothing of the shared one in sight
-        is_alone = after.keys[0].shape[1] == self.config.window - 1
-        return TransformerState(
-            deter=after.deter, stoch=stoch, keys=after.keys, values=after.values, seen=after.seen,
-            shared=() if is_alone else state.shared,
-        )
+        return super().observe(self._alone(state), tokens, prev_action, is_first)
 
     def fork(self, state: TransformerState, n: int) -> TransformerState:
         """(B, ...) -> (B n, ...), each row n times, for :meth:`step`: the windows are shared, not copied."""
@@ -216,35 +176,9 @@ class Transformer(nn.Module):
         )
         return TransformerState(deter=deter, stoch=stoch, seen=seen, keys=past[0], values=past[1], shared=shared)
 
-    def prior(self, deter: Tensor) -> Tensor:
-        """(..., D) -> logits (..., Z, K)."""
-        return self._groups(self.prior_head(deter))
-
-    def features(self, state: TransformerState) -> Tensor:
-        """(..., D + Z*K): deter first."""
-        return torch.cat([state.deter, state.stoch.flatten(-2)], -1)
-
     def trim(self, state: TransformerState) -> TransformerState:
         """Without the window, which only ``observe`` and ``step`` read: a dream need not keep it."""
         return replace(state, keys=(), values=(), shared=())
-
-    @property
-    def memory_spec(self) -> dict[str, ArraySpec]:
-        """Nothing: a window is many times its observation. Sequences begin from ``initial``."""
-        return {}
-
-    def pack(self, state: TransformerState) -> dict[str, Tensor]:
-        return {}
-
-    def unpack(self, memory: dict[str, Tensor]) -> TransformerState:
-        raise ValueError("a Transformer core keeps nothing in replay; begin from initial")
-
-    def _embed(self, stoch: Tensor, action: Tensor, is_first: Tensor) -> Tensor:
-        """(B, T, Z, K), (B, T, A) and (B, T) to inputs of the blocks (B, T, D)."""
-        # actions of unbounded spaces are scaled back into [-1, 1]
-        action = action / action.abs().clamp(min=1.0).detach()
-        x = torch.cat([stoch.flatten(-2), action], -1)
-        return self.embed(x * (~is_first).float().unsqueeze(-1))
 
     def _count(self, seen: Tensor, is_first: Tensor) -> Tensor:
         """(B,) and (B, T) to (B, T): inputs in the window after each step, that step's own among them, 1 to W."""
@@ -254,8 +188,7 @@ class Transformer(nn.Module):
         window = self.config.window
         return earlier % window + 1 if self.positions is not None else (earlier + 1).clamp(max=window)
 
-    def _attend(self, state: TransformerState, x: Tensor, is_first: Tensor) -> _Attended:
-        """Inputs (B, T, D) to deter, with the windows after every step."""
+    def _scan(self, state: TransformerState, x: Tensor, is_first: Tensor) -> TransformerState:
         past, time = self.config.window - 1, x.shape[1]
         seen = self._count(state.seen, is_first)
         if self.positions is not None:
@@ -274,18 +207,22 @@ class Transformer(nn.Module):
             x, k, v = block(x, k, v, sight)
             keys.append(_windows(k, own))
             values.append(_windows(v, own))
-        return _Attended(self.leave(x).float(), tuple(keys), tuple(values), seen)
+        return replace(state, deter=self.leave(x).float(), keys=tuple(keys), values=tuple(values), seen=seen)
 
-    def _advance(self, state: TransformerState, action: Tensor, is_first: Tensor) -> _Attended:
-        """One step (B, ...): a sequence of one."""
-        action, is_first = action.unsqueeze(1), is_first.unsqueeze(1)
-        after = self._attend(state, self._embed(state.stoch.unsqueeze(1), action, is_first), is_first)
-        return tree.index(after, (slice(None), 0))
+    def _advance(self, state: TransformerState, x: Tensor, is_first: Tensor | None) -> TransformerState:
+        goes_on = torch.zeros_like(state.seen, dtype=torch.bool)
+        x, reset = x.unsqueeze(1), (goes_on if is_first is None else is_first).unsqueeze(1)
+        if state.shared:
+            return self._go_on(state, x, reset)
+        after = self._scan(state, x, reset)
+        deter, keys, values, seen = tree.index(
+            (after.deter, after.keys, after.values, after.seen), (slice(None), 0)
+        )
+        return replace(state, deter=deter, keys=keys, values=values, seen=seen)
 
-    def _go_on(self, state: TransformerState, action: Tensor, is_first: Tensor) -> _Attended:
-        """As :meth:`_advance` where a past is shared and no episode begins: what came since grows by one."""
-        x = self._embed(state.stoch.unsqueeze(1), action.unsqueeze(1), is_first.unsqueeze(1))
-        seen = self._count(state.seen, is_first.unsqueeze(1))
+    def _go_on(self, state: TransformerState, x: Tensor, goes_on: Tensor) -> TransformerState:
+        """One step where a past is shared, and no episode begins: what came since grows by one."""
+        seen = self._count(state.seen, goes_on)
         if self.positions is not None:
             x = x + self.positions[seen - 1]
         count = self.config.window + state.keys[0].shape[1]
@@ -297,7 +234,12 @@ class Transformer(nn.Module):
             x, k, v = block(x, k, v, sight, shared)
             keys.append(k)
             values.append(v)
-        return _Attended(self.leave(x).float()[:, 0], tuple(keys), tuple(values), seen[:, 0])
+        # an own past as long as the window leaves nothing of the shared one in sight
+        is_alone = keys[0].shape[1] == self.config.window - 1
+        return TransformerState(
+            deter=self.leave(x).float()[:, 0], stoch=state.stoch, keys=tuple(keys), values=tuple(values),
+            seen=seen[:, 0], shared=() if is_alone else state.shared,
+        )
 
     def _alone(self, state: TransformerState) -> TransformerState:
         """The state with a window of its own."""
@@ -321,28 +263,6 @@ class Transformer(nn.Module):
     @property
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
-
-    def _observe_by_steps(
-        self, state: TransformerState, tokens: Tensor, prev_action: Tensor, is_first: Tensor, noise: Tensor
-    ) -> CoreOutput[TransformerState]:
-        states, posteriors = [], []
-        for t in range(is_first.shape[1]):
-            after = self._advance(state, prev_action[:, t], is_first[:, t])
-            logits = self._posterior_logits(torch.cat([after.deter, tokens[:, t]], -1))
-            stoch = Categorical(logits, self.config.unimix).sample(noise[:, t])
-            state = TransformerState(
-                deter=after.deter, stoch=stoch, keys=after.keys, values=after.values, seen=after.seen
-            )
-            states.append(state)
-            posteriors.append(logits)
-        stacked = tree.stack(states, 1)
-        return CoreOutput(states=stacked, posterior=torch.stack(posteriors, 1), prior=self.prior(stacked.deter))
-
-    def _posterior_logits(self, seen: Tensor) -> Tensor:
-        return self._groups(self.posterior_head(seen))
-
-    def _groups(self, logits: Tensor) -> Tensor:
-        return logits.float().unflatten(-1, (self.config.stoch, self.config.classes))
 
 
 def _windows(entries: Tensor, own: Tensor) -> Tensor:
