@@ -18,6 +18,6 @@ def ssd_step(
     if reset is not None:
         state = state.masked_fill(reset[:, None, None, None], 0)
     decay = torch.exp(dt * A)
-    state = torch.addcmul(decay[:, :, None, None] * state, (dt[:, :, None] * u).unsqueeze(3), B)
+    state = (decay[:, :, None, None] * state).addcmul_((dt[:, :, None] * u).unsqueeze(3), B)
     y = (state @ C.transpose(2, 3)).squeeze(3) + D[:, None] * u
     return y.to(x.dtype), state

@@ -69,20 +69,28 @@ class Attention(nn.Module):
         self, x: Tensor, keys: Tensor, values: Tensor, sight: Sight, shared: Shared | None = None
     ) -> Mixed:
         """(B, T, D) after earlier keys and values (B, P, D), and those that are shared. Keys are kept unturned:
-        positions are those within what is seen now, so that nothing grows with the length of an episode."""
+        positions are those within what is seen now, so that nothing grows with the length of an episode. After a shared
+        past, whose end is near, positions count from its beginning, and keys are turned once."""
         query, key, value = self.qkv(x).chunk(3, -1)
+        if shared is not None and sight.turns is not None:
+            key = self.turn(key, sight.turns[-x.shape[1] :])
         keys = torch.cat([keys, key.to(keys.dtype)], 1)
         values = torch.cat([values, value.to(values.dtype)], 1)
         q, k, v = self._split(query), self._split(keys), self._split(values)
         if sight.turns is not None:
-            q, k = turned(q, sight.turns[-x.shape[1] :]), turned(k, sight.turns[-keys.shape[1] :])
+            q = turned(q, sight.turns[-x.shape[1] :])
+            k = k if shared is not None else turned(k, sight.turns[-keys.shape[1] :])
         k, v = k.to(q.dtype), v.to(q.dtype)
         dropout = self.dropout if self.training else 0.0
         if shared is None:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=sight.mask.unsqueeze(1), dropout_p=dropout)
         else:
             y = self._attend_shared(q, k, v, sight.mask, shared, dropout)
-        return Mixed(self.out(y.transpose(1, 2).flatten(-2)), keys, values)
+        return Mixed(self.out(_joined(y)), keys, values)
+
+    def turn(self, keys: Tensor, turns: Tensor) -> Tensor:
+        """Keys (B, n, D) turned by their positions' angles (n, 2, d/2)."""
+        return _joined(turned(self._split(keys), turns))
 
     def share(self, keys: Tensor, values: Tensor, turns: Tensor | None) -> Shared:
         """Keys and values (R, S, D) at positions with these turns (S, 2, d/2), to be shared."""
@@ -90,12 +98,16 @@ class Attention(nn.Module):
         k = k if turns is None else turned(k, turns)
         return Shared(k.contiguous(), self._split(values).contiguous())
 
-    def unshare(self, shared: Shared, turns: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The keys and values (R, S, D) that :meth:`share` was given."""
-        k = shared.keys
-        if turns is not None:
-            k = turned(k, torch.stack([turns[:, 0], -turns[:, 1]], 1))
-        return k.transpose(1, 2).flatten(-2), shared.values.transpose(1, 2).flatten(-2)
+    def unshare(
+        self, shared: Shared, keys: Tensor, values: Tensor, turns: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The last S of what was shared and of the keys and values (B, P, D) that came since: (B, S, D), not turned.
+
+        Args: turns (S, 2, d/2), of positions P to S + P - 1."""
+        n, gone = keys.shape[0] // shared.keys.shape[0], keys.shape[1]
+        before, seen = (_joined(x[:, :, gone:]).repeat_interleave(n, 0) for x in shared)
+        keys, values = torch.cat([before, keys], 1), torch.cat([seen, values], 1)
+        return keys if turns is None else self.turn(keys, torch.stack([turns[:, 0], -turns[:, 1]], 1)), values
 
     def _attend_shared(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, shared: Shared, dropout: float
@@ -156,6 +168,11 @@ def turns(count: int, size: int, device: torch.device, base: float = 10_000.0) -
     frequency = base ** (-torch.arange(0, size, 2, device=device, dtype=torch.float64) / size)
     angle = at.unsqueeze(1) * frequency
     return torch.stack([angle.cos(), angle.sin()], 1).float()
+
+
+def _joined(x: Tensor) -> Tensor:
+    """(B, heads, n, d) -> (B, n, D)"""
+    return x.transpose(1, 2).flatten(-2)
 
 
 def turned(x: Tensor, turns: Tensor) -> Tensor:

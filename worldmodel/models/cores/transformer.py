@@ -33,7 +33,7 @@ class TransformerState:
     stoch: Tensor
     """(..., Z, K) one-hot."""
     keys: tuple[Tensor, ...]
-    """For each layer (..., W-1, D), the latest last; those since the fork where a past is shared; empty after
+    """For each layer (..., W-1, D), the latest last; those since the fork, turned, where a past is shared; empty after
     :meth:`Transformer.trim`."""
     values: tuple[Tensor, ...]
     """As ``keys``."""
@@ -234,26 +234,24 @@ class Transformer(SequenceCore[TransformerState]):
             x, k, v = block(x, k, v, sight, shared)
             keys.append(k)
             values.append(v)
-        # an own past as long as the window leaves nothing of the shared one in sight
-        is_alone = keys[0].shape[1] == self.config.window - 1
-        return TransformerState(
+        after = TransformerState(
             deter=self.leave(x).float()[:, 0], stoch=state.stoch, keys=tuple(keys), values=tuple(values),
-            seen=seen[:, 0], shared=() if is_alone else state.shared,
+            seen=seen[:, 0], shared=state.shared,
         )
+        # an own past as long as the window leaves nothing of the shared one in sight
+        return self._alone(after) if keys[0].shape[1] == self.config.window - 1 else after
 
     def _alone(self, state: TransformerState) -> TransformerState:
         """The state with a window of its own."""
         if not state.shared:
             return state
-        past = self.config.window - 1
-        table = self._turns(past, state.seen.device)
-        keys, values = [], []
-        for block, k, v, shared in zip(self._blocks, state.keys, state.values, state.shared):
-            before, seen = block.attention.unshare(shared, table)
-            n = k.shape[0] // before.shape[0]
-            keys.append(torch.cat([before.repeat_interleave(n, 0), k], 1)[:, -past:])
-            values.append(torch.cat([seen.repeat_interleave(n, 0), v], 1)[:, -past:])
-        return replace(state, keys=tuple(keys), values=tuple(values), shared=())
+        gone = state.keys[0].shape[1]
+        table = self._turns(self.config.window - 1 + gone, state.seen.device)
+        keys, values = zip(*(
+            block.attention.unshare(shared, k, v, None if table is None else table[gone:])
+            for block, k, v, shared in zip(self._blocks, state.keys, state.values, state.shared)
+        ))
+        return replace(state, keys=keys, values=values, shared=())
 
     def _turns(self, count: int, device: torch.device) -> Tensor | None:
         """Of rotary positions 0, 1, ..., if there are any."""
