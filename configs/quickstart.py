@@ -63,17 +63,17 @@ def _long(agent: DreamerConfig, delay: int) -> Run:
     """For Recall across many empty pictures. A cue is worth ln 4 = 1.39 nats once in an episode, among ``delay``
     pictures that are worth nothing: none of it is free, the posterior shall say each thing once, games begin short and
     grow with what is remembered, and sequences hold the longest from end to end. The core begins with a memory that
-    reaches so far; where that lies beside the features, these must say what it knows before it is asked for. And the
-    policy tries every answer until it knows better: it begins to guess before it can know."""
-    core, foresight, lr = agent.model.core, 1.0, 1.5e-3
+    reaches so far; where that lies beside the features, these look things up when they have seen the question, not a
+    step before. And the policy tries every answer until it knows better: it begins to guess before it can know."""
+    core, lr = agent.model.core, 1.5e-3
     if isinstance(core, TransformerConfig):
-        core, lr = replace(core, window=delay + 4), 1e-3
+        core, lr = replace(core, window=delay + 4, actions="prior"), 1e-3
     elif isinstance(core, MambaConfig):
-        core = replace(core, remember=delay, headdim=8)
+        core = replace(core, remember=delay, headdim=8, actions="prior")
     else:
-        core, foresight = replace(core, remember=delay), 0.0
+        core = replace(core, remember=delay)
     length = delay + delay // 2
-    model = replace(agent.model, core=core, free_nats=0.0, rep_scale=0.3, foresight_scale=foresight)
+    model = replace(agent.model, core=core, free_nats=0.0, rep_scale=0.3)
     return Run(
         env=ToyConfig(task="recall", delay=delay, shortest=4),
         agent=replace(

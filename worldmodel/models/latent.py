@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel import ranks
@@ -16,7 +15,7 @@ from worldmodel.models.cores.base import Core
 from worldmodel.models.cores.rssm import RSSMConfig
 from worldmodel.models.disagreement import Disagreement
 from worldmodel.models.objectives.reconstruction import ReconstructionConfig
-from worldmodel.nn.blocks import MLP, BatchNorm, Linear
+from worldmodel.nn.blocks import BatchNorm
 from worldmodel.nn.decoders import ConvDecoderConfig
 from worldmodel.nn.encoders import ConvEncoderConfig
 from worldmodel.nn.heads import BernoulliHead, TwoHotHead
@@ -62,18 +61,13 @@ class LatentModelConfig:
     """Weight of KL[posterior || sg(prior)]."""
     reward_scale: float = 1.0
     continue_scale: float = 1.0
-    foresight_scale: float = 0.0
-    """Weight of predicting, from what policies read at a step and its action, the latents of the next. Cores that keep
-    their memory beside their features (Mamba, Transformer) need it in those of a step only when that step is to be
-    predicted; a policy has to know it one step before. This makes features say it (self-predictive states: Subramanian
-    et al. 2022, definition 2; Ni et al. 2024). Published: 0."""
     disagreement: Any = None
     """``build(inputs, outputs) -> Disagreement``: an ensemble that says how unsure the model is, with a loss of its own
     that reaches nothing else (``models/disagreement.py``). None: there is none."""
 
     def __post_init__(self) -> None:
         check_range(self, 1, "units")
-        check_range(self, 0, "reward_layers", "continue_layers", "free_nats", "foresight_scale")
+        check_range(self, 0, "reward_layers", "continue_layers", "free_nats")
         if not 0 < self.continue_target <= 1:
             raise ValueError(f"continue_target must be in (0, 1], got {self.continue_target}")
 
@@ -109,12 +103,6 @@ class LatentWorldModel(nn.Module, Generic[S]):
             "dyn": config.dyn_scale,
             "rep": config.rep_scale,
         }
-        self.foresight: nn.Sequential | None = None
-        if config.foresight_scale:
-            self.foresight = nn.Sequential(
-                MLP(self.feature_dim + spec.action.size, config.units, 1), Linear(config.units, self.core.stoch_size)
-            )
-            self.loss_scales["foresight"] = config.foresight_scale
         self.ensemble: Disagreement | None = None
         if config.disagreement is not None:
             sizes = {"stoch": self.core.stoch_size, "deter": self.core.deter_size, "token": self.encoder.out_dim}
@@ -183,9 +171,6 @@ class LatentWorldModel(nn.Module, Generic[S]):
         target = (~batch.is_terminal).float() * self.config.continue_target
         losses["continue"] = BernoulliHead.loss(self.continues(read), target)
         losses["dyn"], losses["rep"] = self._divergences(out.posterior, out.prior)
-        if self.foresight is not None:
-            read = self._read(features, self.config.behaviour)
-            losses["foresight"] = self._foresight(self.foresight, read, out.posterior, batch)
         if self.ensemble is not None:
             part = self.ensemble.config.target
             target = tokens if part == "token" else self._read(features, part)
@@ -202,14 +187,6 @@ class LatentWorldModel(nn.Module, Generic[S]):
             posterior, prior, unimix=self.core.config.unimix, free_nats=c.free_nats if alone else 0.0
         )
         return (dyn, rep) if alone else (free_on_mean(dyn, c.free_nats), free_on_mean(rep, c.free_nats))
-
-    def _foresight(self, head: nn.Module, features: Tensor, posterior: Tensor, batch: Batch) -> Tensor:
-        """(B, T) KL[sg(posterior of the next step) || what ``head`` makes of features and action], 0 where an episode
-        or the sequence ends."""
-        action = batch.action / batch.action.abs().clamp(min=1.0)
-        ahead = head(torch.cat([features, action], -1)[:, :-1]).float().unflatten(-1, posterior.shape[-2:])
-        kl, _ = balanced_kl(posterior[:, 1:], ahead, unimix=self.core.config.unimix, free_nats=0.0)
-        return F.pad(kl * ~batch.is_first[:, 1:], (0, 1))
 
     def _width(self, part: Literal["both", "deter", "stoch"]) -> int:
         return {"both": self.core.feature_dim, "deter": self.core.deter_size, "stoch": self.core.stoch_size}[part]
