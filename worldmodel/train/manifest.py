@@ -148,12 +148,17 @@ def provenance() -> dict[str, Any]:
 
 
 @functools.cache
-def _commit() -> str:
-    root = Path(__file__).resolve().parents[2]
+def _commit(root: Path = Path(__file__).resolve().parents[2]) -> str:
     if not (root / ".git").exists():
         return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+    try:
+        # pages and results are no code: a run that follows another's result is still of this commit
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
