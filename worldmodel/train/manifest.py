@@ -19,6 +19,8 @@ FORMAT = "worldmodel-checkpoint"
 VERSION = 1
 _LARGEST = 1 << 26
 _PACKAGES = ("worldmodel", "torch", "numpy", "safetensors", "gymnasium", "mujoco", "dm-control", "ale-py")
+_ROOT = Path(__file__).resolve().parents[2]
+"""Of the checkout, where this is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,7 @@ def provenance() -> dict[str, Any]:
 
 
 @functools.cache
-def _commit(root: Path = Path(__file__).resolve().parents[2]) -> str:
+def _commit(root: Path = _ROOT) -> str:
     if not (root / ".git").exists():
         return ""
 
