@@ -85,8 +85,14 @@ def main() -> int:
     with ThreadPoolExecutor(args.parallel) as pool:
         longer = args.resume.split()
         runs = list(pool.map(lambda seed: one_run(folder, args.preset, seed, args.episodes, longer), args.seeds))
-    # read when they are written: another process may have added its seeds meanwhile
-    kept = others(path, command, args.seeds) if args.add else []
+    kept = []
+    if args.add:
+        try:
+            # again: another process may have added its seeds meanwhile
+            kept = others(path, command, args.seeds)
+        except SystemExit as error:
+            path = path.with_suffix(".new.json")
+            print(f"{error}; what was learned in {folder} is in {path.name}")
     runs = sorted([*kept, *(run | {"commit": provenance()["commit"]} for run in runs)], key=lambda run: run["seed"])
     returns = [run["final"]["mode"]["return"] if "mode" in run["final"] else run["final"]["return"] for run in runs]
     result = {

@@ -204,6 +204,9 @@ def _is_frozen(kind: type) -> bool:
 
 # Decoding
 
+REMOVED: dict[str, dict[str, Any]] = {"LatentModelConfig": {"foresight_scale": 0.0}}
+"""Fields that classes had once, with the value that meant nothing: runs that held it are read as before."""
+
 
 def _decode(value: Any, where: str, hint: Any, allow: frozenset[str]) -> Any:
     if isinstance(value, dict):
@@ -224,6 +227,9 @@ def _construct(document: dict[str, Any], where: str, allow: frozenset[str]) -> A
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     hints = _hints(kind)
     given = {key: value for key, value in document.items() if key != "type"}
+    for key, value in REMOVED.get(kind.__name__, {}).items():
+        if key not in fields and given.get(key) == value:
+            del given[key]
     for key in given:
         if key not in fields:
             raise CheckpointError(f"{where}: {unknown(f'field of {kind.__name__}', key, fields)}")

@@ -27,7 +27,8 @@ VARIANTS = {
     "mamba recurrent": replace(TINY["mamba"], posterior="recurrent"),
     "transformer recurrent": replace(TINY["transformer"], posterior="recurrent"),
     "mamba late": replace(TINY["mamba"], actions="prior"),
-    "transformer late": replace(TINY["transformer"], actions="prior", posterior="recurrent"),
+    "transformer late": replace(TINY["transformer"], actions="prior"),
+    "transformer late, recurrent": replace(TINY["transformer"], actions="prior", posterior="recurrent"),
     "transformer of STORM": replace(TINY["transformer"], positions="learned", norm="post", window=8, dropout=0.1),
     "mamba1": replace(TINY["mamba"], mixer="mamba1"),
 }

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from worldmodel import options, presets
 from worldmodel.config import RESUMABLE, Run, config_hash, diff, from_json, to_json, validate_resume
+from worldmodel.configs.quickstart import quickstart
 from worldmodel.errors import CheckpointError, UserError
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
@@ -323,6 +324,17 @@ def test_a_changed_document_is_refused_with_a_sentence(document: Any, sentence: 
         from_json(document, allow=[HERE])
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_field_that_is_gone_is_read_where_it_meant_nothing() -> None:
+    document = to_json(quickstart())
+    for value in (0.0, 1.0):
+        document["agent"]["model"]["foresight_scale"] = value
+        if not value:
+            assert from_json(document) == quickstart()
+            continue
+        with pytest.raises(CheckpointError, match="unknown field of LatentModelConfig 'foresight_scale'"):
+            from_json(document)
 
 
 def test_reading_imports_nothing_that_was_not_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,9 +72,11 @@ class Attention(nn.Module):
         positions are those within what is seen now, so that nothing grows with the length of an episode. After a shared
         past, whose end is near, positions count from its beginning, and keys are turned once."""
         query, key, value = self.qkv(x).chunk(3, -1)
+        # rounded once, where it is read: turned or not, the cache holds what was computed
+        key = key.to(keys.dtype)
         if shared is not None and sight.turns is not None:
-            key = self.turn(key, sight.turns[-x.shape[1] :])
-        keys = torch.cat([keys, key.to(keys.dtype)], 1)
+            key = self._turn(key, sight.turns[-x.shape[1] :])
+        keys = torch.cat([keys, key], 1)
         values = torch.cat([values, value.to(values.dtype)], 1)
         q, k, v = self._split(query), self._split(keys), self._split(values)
         if sight.turns is not None:
@@ -88,7 +90,7 @@ class Attention(nn.Module):
             y = self._attend_shared(q, k, v, sight.mask, shared, dropout)
         return Mixed(self.out(_joined(y)), keys, values)
 
-    def turn(self, keys: Tensor, turns: Tensor) -> Tensor:
+    def _turn(self, keys: Tensor, turns: Tensor) -> Tensor:
         """Keys (B, n, D) turned by their positions' angles (n, 2, d/2)."""
         return _joined(turned(self._split(keys), turns))
 
@@ -107,7 +109,7 @@ class Attention(nn.Module):
         n, gone = keys.shape[0] // shared.keys.shape[0], keys.shape[1]
         before, seen = (_joined(x[:, :, gone:]).repeat_interleave(n, 0) for x in shared)
         keys, values = torch.cat([before, keys], 1), torch.cat([seen, values], 1)
-        return keys if turns is None else self.turn(keys, torch.stack([turns[:, 0], -turns[:, 1]], 1)), values
+        return keys if turns is None else self._turn(keys, torch.stack([turns[:, 0], -turns[:, 1]], 1)), values
 
     def _attend_shared(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, shared: Shared, dropout: float

@@ -160,7 +160,7 @@ def _commit(root: Path = _ROOT) -> str:
 
     try:
         # pages and results are no code: a run that follows another's result is still of this commit
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs", ":(exclude)*.md")
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"

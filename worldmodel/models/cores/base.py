@@ -27,9 +27,10 @@ class CoreOutput(Generic[S]):
 class Core(Protocol[S]):
     """Latent dynamics. Resets are an argument, never hidden state.
 
-    A state of step t has seen the observation of step t: its deterministic part comes from what was seen and done
-    before t, and gives the prior; its stochastic part is a sample of the posterior, or, in a dream, of the prior. A
-    core whose states carry caches also has ``trim`` (``protocols.Trims``).
+    A state of step t has seen the observation of step t: its stochastic part is a sample of the posterior, or, in a
+    dream, of the prior. Its deterministic part comes from what was seen and done before t and gives the prior of t; or
+    it has seen t as well, and gives that of t + 1 once an action is chosen (``sequence.SequenceCore``). A core whose
+    states carry caches also has ``trim`` (``protocols.Trims``).
     """
 
     feature_dim: int

@@ -66,12 +66,12 @@ class MambaConfig:
     logit_scale: float = 1.0
     """Multiplies the initial weights of the latents' logits."""
     posterior: Literal["frame", "recurrent"] = "frame"
-    """What the posterior sees: the token alone, so that a sequence needs no loop over time, or the deterministic state
-    as well, which costs that loop."""
+    """What the posterior sees: the token alone, so that a sequence needs no loop over time, or what the prior reads as
+    well, which costs that loop."""
     actions: Actions = "blocks"
     """Where the action of a step first meets what is remembered: in the blocks, beside the latents, as published, or in
-    the prior of the next step alone. Then features say all that the model knows before an action is chosen: what a
-    policy needs where a task takes memory."""
+    the prior of the next step alone. Then features say what the model knows of the next step before an action is
+    chosen: what a policy needs where a task takes memory."""
     dropout: float = 0.0
     """Share of the last block's output that is dropped while the model learns from sequences."""
 
@@ -150,10 +150,10 @@ class Mamba(SequenceCore[MambaState]):
             # one step, which is acting, needs no preparations for a scan
             return tree.map(lambda y: y.unsqueeze(1), self._advance(state, x[:, 0], is_first[:, 0]))
         segments = segment_ids(is_first)
-        return self._through(state, x, lambda block, *past: block.mixer(past[0], segments, *past[1:]))
+        return self._through(state, x, lambda block, y, conv, ssm: block.mixer(y, segments, conv, ssm))
 
     def _advance(self, state: MambaState, x: Tensor, is_first: Tensor | None) -> MambaState:
-        return self._through(state, x, lambda block, *past: block.mixer.step(past[0], is_first, *past[1:]))
+        return self._through(state, x, lambda block, y, conv, ssm: block.mixer.step(y, is_first, conv, ssm))
 
     def _through(self, state: MambaState, x: Tensor, mix: _Mix) -> MambaState:
         """Inputs (..., D) through the blocks, each mixed with its own past."""

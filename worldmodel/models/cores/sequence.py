@@ -102,18 +102,18 @@ class SequenceCore(nn.Module, ABC, Generic[S]):
         known = states.deter
         if self.meet is not None:
             known = torch.cat([state.deter.unsqueeze(1), known[:, :-1]], 1)
-        prior = self.prior(self._expect(known, prev_action, is_first))
+        prior = self._prior(self._expect(known, prev_action, is_first))
         return CoreOutput(states=_with(states, stoch=stoch), posterior=posterior, prior=prior)
 
     def step(self, state: S, action: Tensor) -> S:
         """One step of imagination; what comes is a sample of the prior."""
         if self.meet is None:
             after = self._advance(state, self._embed(state.stoch, action, None), None)
-            return _with(after, stoch=self._sample(self.prior(after.deter)))
-        stoch = self._sample(self.prior(self._expect(state.deter, action, None)))
+            return _with(after, stoch=self._sample(self._prior(after.deter)))
+        stoch = self._sample(self._prior(self._expect(state.deter, action, None)))
         return _with(self._advance(state, self._embed(stoch, action, None), None), stoch=stoch)
 
-    def prior(self, expected: Tensor) -> Tensor:
+    def _prior(self, expected: Tensor) -> Tensor:
         """(..., D) -> logits (..., Z, K)."""
         return self._groups(self.prior_head(expected))
 
@@ -166,9 +166,8 @@ class SequenceCore(nn.Module, ABC, Generic[S]):
             states.append(state)
             posteriors.append(logits)
             priors.append(expected)
-        return CoreOutput(
-            states=tree.stack(states, 1), posterior=torch.stack(posteriors, 1), prior=self.prior(torch.stack(priors, 1))
-        )
+        prior = self._prior(torch.stack(priors, 1))
+        return CoreOutput(states=tree.stack(states, 1), posterior=torch.stack(posteriors, 1), prior=prior)
 
     def _sample(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
         return Categorical(logits, self.config.unimix).sample(noise)

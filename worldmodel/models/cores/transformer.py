@@ -76,12 +76,12 @@ class TransformerConfig:
     logit_scale: float = 1.0
     """Multiplies the initial weights of the latents' logits."""
     posterior: Literal["frame", "recurrent"] = "frame"
-    """What the posterior sees: the token alone, so that a sequence needs no loop over time, or the deterministic state
-    as well, which costs that loop."""
+    """What the posterior sees: the token alone, so that a sequence needs no loop over time, or what the prior reads as
+    well, which costs that loop."""
     actions: Actions = "blocks"
     """Where the action of a step first meets what is remembered: in the blocks, beside the latents, as published, or in
-    the prior of the next step alone. Then features say all that the model knows before an action is chosen: what a
-    policy needs where a task takes memory."""
+    the prior of the next step alone. Then features say what the model knows of the next step before an action is
+    chosen: what a policy needs where a task takes memory."""
     dropout: float = 0.0
     """Share of attention weights and of the halves' outputs that is dropped while the model learns from sequences."""
 
@@ -114,7 +114,7 @@ class Transformer(SequenceCore[TransformerState]):
 
     A state holds its window, (W-1) 2 D numbers a layer. To begin dreams at every step of a batch is cheap for small
     models; with STORM's sizes it takes 0.5 MB a step, and short windows of replay are the published way. Rollouts
-    :meth:`fork` the states that they begin in, so they copy no window, neither for a candidate nor for a step.
+    :meth:`fork` the states that they begin in: one copy of each window serves all candidates and steps.
     """
 
     def __init__(self, config: TransformerConfig, action_size: int, token_size: int) -> None:
@@ -162,7 +162,7 @@ class Transformer(SequenceCore[TransformerState]):
         return super().observe(self._alone(state), tokens, prev_action, is_first)
 
     def fork(self, state: TransformerState, n: int) -> TransformerState:
-        """(B, ...) -> (B n, ...), each row n times, for :meth:`step`: the windows are shared, not copied."""
+        """(B, ...) -> (B n, ...), each row n times, for :meth:`step`: n rows share one copy of their window."""
         shared, past = state.shared, (state.keys, state.values)
         if not shared:
             table = self._turns(self.config.window - 1, state.seen.device)
@@ -210,19 +210,20 @@ class Transformer(SequenceCore[TransformerState]):
         return replace(state, deter=self.leave(x).float(), keys=tuple(keys), values=tuple(values), seen=seen)
 
     def _advance(self, state: TransformerState, x: Tensor, is_first: Tensor | None) -> TransformerState:
-        goes_on = torch.zeros_like(state.seen, dtype=torch.bool)
-        x, reset = x.unsqueeze(1), (goes_on if is_first is None else is_first).unsqueeze(1)
+        if is_first is None:
+            is_first = torch.zeros_like(state.seen, dtype=torch.bool)
+        x, is_first = x.unsqueeze(1), is_first.unsqueeze(1)
         if state.shared:
-            return self._go_on(state, x, reset)
-        after = self._scan(state, x, reset)
+            return self._go_on(state, x, is_first)
+        after = self._scan(state, x, is_first)
         deter, keys, values, seen = tree.index(
             (after.deter, after.keys, after.values, after.seen), (slice(None), 0)
         )
         return replace(state, deter=deter, keys=keys, values=values, seen=seen)
 
-    def _go_on(self, state: TransformerState, x: Tensor, goes_on: Tensor) -> TransformerState:
+    def _go_on(self, state: TransformerState, x: Tensor, is_first: Tensor) -> TransformerState:
         """One step where a past is shared, and no episode begins: what came since grows by one."""
-        seen = self._count(state.seen, goes_on)
+        seen = self._count(state.seen, is_first)
         if self.positions is not None:
             x = x + self.positions[seen - 1]
         count = self.config.window + state.keys[0].shape[1]
