@@ -93,8 +93,8 @@ def _precise(agent: DreamerConfig, objective: Objective) -> DreamerConfig:
     being slightly off in the sum of all that follows. Remembered latents are some hundred updates old, in which a small
     model moves far: it then filters what it can no longer read. And the posterior shall stay where the prior can
     follow. Without a decoder to shape the latents, the score function finds too little in them; the gradient of the
-    dynamics finds more, in smaller steps. Blocks take smaller ones too: at 3e-3 they lost what they had learned. Mamba's
-    features say more of the next step where they have seen this one."""
+    dynamics finds more, in smaller steps. Blocks take smaller ones too: at 3e-3 they lost what they had learned.
+    Mamba's features say more of the next step where they have seen this one."""
     if objective != "reconstruction":
         agent = replace(agent, lr=1.5e-3, actor=replace(agent.actor, gradient="dynamics"))
     core = agent.model.core
