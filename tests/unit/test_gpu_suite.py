@@ -57,6 +57,8 @@ def test_the_dry_run_lists_every_step_with_its_minutes(capsys: pytest.CaptureFix
     assert tool.main(["--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [step.name for step in tool.steps()]
+    assert tuple(names[: len(tool.FIRST)]) == tool.FIRST
+    assert sum(step.minutes for step in tool.steps() if step.name in tool.FIRST) <= 15
     assert [line.split()[2] for line in lines[:-1]] == names and len(set(names)) == len(names)
     assert float(lines[-1].split()[0]) == sum(step.minutes for step in tool.steps())
 
