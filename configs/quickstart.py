@@ -94,12 +94,12 @@ def _precise(agent: DreamerConfig, objective: Objective) -> DreamerConfig:
     model moves far: it then filters what it can no longer read. And the posterior shall stay where the prior can
     follow. Without a decoder to shape the latents, the score function finds too little in them; the gradient of the
     dynamics finds more, in smaller steps. Blocks take smaller ones too: at 3e-3 they lost what they had learned.
-    Mamba's features say more of the next step where they have seen this one."""
+    Their features say more of the next step where they have seen this one, and one block is enough for two pictures."""
     if objective != "reconstruction":
         agent = replace(agent, lr=1.5e-3, actor=replace(agent.actor, gradient="dynamics"))
     core = agent.model.core
     if isinstance(core, TransformerConfig):
-        agent = replace(agent, lr=1e-3)
+        core, agent = replace(core, actions="prior", layers=1), replace(agent, lr=1e-3)
     elif isinstance(core, MambaConfig):
         core, agent = replace(core, actions="prior"), replace(agent, lr=1.5e-3)
     model = replace(agent.model, core=core, continue_target=1 - 1 / 30, rep_scale=0.1)
