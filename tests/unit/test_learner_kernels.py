@@ -13,6 +13,7 @@ from worldmodel.configs.sizes import dreamer
 from worldmodel.kernels import dispatch
 from worldmodel.models.cores.mamba import MambaConfig
 from worldmodel.models.cores.rssm import RSSMConfig
+from worldmodel.nn import heads
 from worldmodel.nn.encoders import PatchEncoderConfig
 from worldmodel.types import Update
 
@@ -48,6 +49,8 @@ def test_an_update_on_triton_is_an_update_on_pytorch(core: str, monkeypatch: pyt
         reached.add(kernel)
         return real(kernel, like)
 
+    # of bins up to e^20 the last bit of a probability is worth 1.5 in a value, on some processors' matrix products
+    monkeypatch.setattr(heads, "symexp_bins", lambda count: torch.linspace(-3, 3, count))
     expected, theirs = learned(core, "reference")
     monkeypatch.setattr(dispatch, "backend", backend)
     for name in BY_CORE[core]:
