@@ -86,11 +86,16 @@ def pendulum() -> Study:
         "reach": Variant(
             agent=dyna(length=20, norm="layer", reach=DETECTOR), said="ours: k = 20, LayerNorm, detector at the cut"
         ),
-        "layernorm": Variant(agent=dyna(norm="layer"), seeds=1, said="k = 1, LayerNorm"),
-        "reach1": Variant(
-            agent=dyna(norm="layer", reach=DETECTOR), seeds=1, said="ours at k = 1: LayerNorm, detector at the cut"
-        ),
+        "k20": Variant(agent=dyna(length=20), said="k = 20, min of 2 critics"),
+        "layernorm": Variant(agent=dyna(norm="layer"), said="k = 1, LayerNorm"),
+        "reach1": Variant(agent=dyna(norm="layer", reach=DETECTOR), said="ours at k = 1: LayerNorm, detector at the cut"),
         "min10": Variant(agent=dyna(members=10), seeds=1, said="k = 1, min of 10 critics"),
+        "ravl": Variant(
+            agent=dyna(members=10, diversity=1.0), seeds=1, said="k = 1, min of 10, EDAC's eta 1, as published"
+        ),
+        "ravl_layer": Variant(
+            agent=dyna(members=10, diversity=1.0, norm="layer"), seeds=1, said="k = 1, as published, with LayerNorm"
+        ),
     }
     return Study(
         name="pendulum", title="Pendulum-v1, true dynamics, SAC", spec=_spec("pendulum", 3, 1), truth=Pendulum(),
@@ -115,9 +120,9 @@ def arm() -> Study:
 
     variants = {
         "base": Variant(agent=dyna(), said="k = 1, min of 2 critics"),
-        "layernorm": Variant(agent=dyna(norm="layer"), seeds=1, said="k = 1, LayerNorm"),
+        "layernorm": Variant(agent=dyna(norm="layer"), said="k = 1, LayerNorm"),
         "reach": Variant(agent=dyna(norm="layer", reach=DETECTOR), said="k = 1, ours: LayerNorm, detector at the cut"),
-        "k20": Variant(agent=dyna(length=20), seeds=1, said="k = 20, min of 2 critics"),
+        "k20": Variant(agent=dyna(length=20), said="k = 20, min of 2 critics"),
         "ravl": Variant(
             agent=dyna(members=10, diversity=1.0), seeds=1, said="k = 1, min of 10, EDAC's eta 1, as published"
         ),

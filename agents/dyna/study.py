@@ -24,7 +24,7 @@ class Variant:
 
     agent: Any
     """``build(spec, device, seed) -> Agent``."""
-    seeds: int = 3
+    seeds: int = 5
     """How many seeds are run of it, at most as many as are asked for."""
     said: str = ""
     """What it is, in a few words."""

@@ -21,16 +21,24 @@ MOST = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class ReachConfig:
-    """A detector of states beyond reach, and what its score costs."""
+    """A detector of states beyond reach, and what they are worth.
+
+    What is far is read off inputs that the detector does not hold yet, as in conformal prediction: ``share`` of them
+    score above 1, however unevenly they lie. Beyond that a state costs the more the farther it is, but at most as much
+    as the values that are learned differ by: a cost without end makes all bootstraps fall that lead there, with them
+    the spread of values grow, and with that the cost.
+    """
 
     detector: Literal["none", "knn", "rnd", "ensemble"] = "knn"
     """Distance to the nearest of remembered inputs; error of a network that learns to predict a random one of them; or
     the standard deviation of an ensemble's values, which asks a critic with several members."""
-    slope: float = 1.0
+    slope: float = 2.0
     """Cost of a score of 1 beyond ``tolerance``, in spreads of the values that are learned (95th less 5th percentile,
-    at least 1); for "ensemble" in its own unit, the standard deviation."""
-    tolerance: float = 3.0
-    """Score that costs nothing, where 1 is what inputs usually have themselves; 0 for "ensemble"."""
+    at least 1), of which it is at most one; for "ensemble" in its own unit, the standard deviation, without a bound."""
+    tolerance: float = 1.0
+    """Score that costs nothing; 0 for "ensemble"."""
+    share: float = 0.01
+    """Of new inputs, those that shall score above 1."""
     memory: int = 1024
     """knn: inputs held, overwritten in turn."""
     remembered: int = 32
@@ -38,15 +46,16 @@ class ReachConfig:
     width: int = 64
     """rnd: of both networks."""
     rate: float = 0.01
-    """At which the usual score, and the spread of values, are followed."""
+    """At which the spread of values, and the place and scale of inputs, are followed."""
 
     def __post_init__(self) -> None:
         check_range(self, 0, "slope", "tolerance")
         check_range(self, 1, "memory", "remembered", "width")
         if self.remembered > self.memory:
             raise ValueError(f"remembered={self.remembered} must not exceed memory={self.memory}")
-        if not 0 < self.rate <= 1:
-            raise ValueError(f"rate must be in (0, 1], got {self.rate}")
+        for name in ("rate", "share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
 
     def build(self, feature_dim: int) -> Reach:
         return Reach(self, feature_dim)
@@ -79,7 +88,7 @@ class Reach(nn.Module):
             self.learner = _net(feature_dim, config.width)
 
     def score(self, features: Tensor, spread: Tensor | None = None) -> Tensor:
-        """(..., F) -> (...), about 1 where inputs lie, more beyond them; differentiable.
+        """(..., F) -> (...), up to 1 where inputs lie, more beyond them; differentiable.
 
         Args: spread: (...) standard deviation of an ensemble's values, which is the score of "ensemble".
         """
@@ -90,10 +99,12 @@ class Reach(nn.Module):
             return features.new_zeros(features.shape[:-1])
         return self._raw(features) / self.usual
 
-    def cost(self, score: Tensor) -> Tensor:
-        """(...) >= 0, what the value of a state with this score is lowered by."""
-        unit = 1.0 if self.config.detector == "ensemble" else self.spread
-        return self.config.slope * unit * (score - self.config.tolerance).clamp(min=0)
+    def lowered(self, value: Tensor, score: Tensor) -> Tensor:
+        """(...), at most ``value``: what a bootstrap from states with these scores is worth."""
+        excess = self.config.slope * (score - self.config.tolerance).clamp(min=0)
+        if self.config.detector == "ensemble":
+            return value - excess
+        return value - self.spread * excess.clamp(max=1)
 
     def loss(self, features: Tensor) -> Tensor:
         """(..., F) -> (...): what teaches "rnd" its inputs; zero for the others."""
@@ -121,7 +132,9 @@ class Reach(nn.Module):
             chosen = flat[torch.randint(len(flat), (c.remembered,), device=flat.device)]
             # a memory that is nearly empty is far from everything
             known = good & (begun if c.detector == "rnd" else self.count >= c.memory // 2)
-            _follow(self.usual, self._raw(chosen).mean().clamp(min=1e-6), torch.full_like(rate, c.rate), known)
+            above = (self._raw(chosen) > self.usual).float().mean()
+            # rests where the share is right (Robbins and Monro 1951), in proportions: distances have no unit
+            self.usual.mul_(torch.where(known, (above - c.share).exp(), 1.0))
             if c.detector == "knn":
                 at = (self.count + torch.arange(c.remembered, device=flat.device)) % c.memory
                 self.held[at] = torch.where(good, chosen, self.held[at])

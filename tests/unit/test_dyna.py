@@ -157,9 +157,9 @@ def test_diversity_reaches_the_weights() -> None:
 # Reach
 
 
-def filled(config: ReachConfig, inputs: Tensor) -> Reach:
+def filled(config: ReachConfig, inputs: Tensor, times: int = 40) -> Reach:
     reach = config.build(inputs.shape[-1])
-    for _ in range(40):
+    for _ in range(times):
         reach.remember(inputs, torch.linspace(0, 10, len(inputs)), torch.tensor(True))
     return reach
 
@@ -171,7 +171,35 @@ def test_the_detector_knows_the_edge_from_the_inside() -> None:
     edge = torch.cat([torch.full((50, 1), 7.0), torch.rand(50, 1) * 12 - 6], 1)
     score = reach.score(edge).mean() / reach.score(torch.rand(500, 2) * 12 - 6).mean()
     assert float(score) > 2
-    assert float(reach.cost(reach.score(torch.full((1, 2), 30.0)))) > 10
+
+
+def test_a_bootstrap_far_away_costs_what_values_differ_by_and_one_among_the_inputs_nothing() -> None:
+    torch.manual_seed(0)
+    inside, value = torch.rand(512, 2) * 12 - 6, torch.tensor([5.0])
+    reach = filled(ReachConfig(detector="knn", memory=512), inside, times=800)
+    # linspace(0, 10): the 95th percentile less the 5th
+    assert float(reach.lowered(value, reach.score(torch.full((1, 2), 30.0)))) == pytest.approx(5 - 9, abs=0.1)
+    assert float(reach.lowered(value, reach.score(reach.held[:1]))) == 5
+    reach.usual.fill_(1.0)
+    # slope 2: a fifth beyond the tolerance costs two fifths
+    assert float(reach.lowered(value, torch.tensor([1.2]))) == pytest.approx(5 - 0.4 * float(reach.spread), abs=1e-3)
+
+
+def test_far_is_what_one_in_a_hundred_inputs_is_however_unevenly_they_lie() -> None:
+    """Nine in ten in a hundredth of the room: their mean distance says nothing of the others, who would all be flagged."""
+    torch.manual_seed(0)
+
+    def uneven(count: int) -> Tensor:
+        return torch.where(torch.rand(count, 1) < 0.9, 0.01, 1.0) * torch.randn(count, 2)
+
+    reach = ReachConfig(detector="knn").build(2)
+    for _ in range(1500):
+        reach.remember(uneven(64), torch.zeros(64), torch.tensor(True))
+    fresh = uneven(20_000)
+    flagged = float((reach.score(fresh) > 1).float().mean())
+    raw = reach._raw(fresh)
+    assert 0.003 < flagged < 0.03, flagged
+    assert float((raw > 3 * raw.mean()).float().mean()) > 2 * flagged, "three means would have done as well"
 
 
 def test_distances_are_in_the_inputs_own_scale() -> None:
@@ -218,13 +246,13 @@ def test_the_state_value_keeps_the_promises_of_a_value_learner(detector: Any) ->
 def test_only_the_truncated_bootstrap_is_lowered() -> None:
     torch.manual_seed(0)
     value = ReachAwareValueConfig(members=1, units=(16,), reach=ReachConfig(memory=64)).build(2)
-    for _ in range(20):
+    for _ in range(400):
         value.loss(torch.rand(64, 2), torch.linspace(0, 10, 64))
         value.track(torch.tensor(True))
-    far = torch.full((1, 2), 20.0)
-    assert float(value.truncated(far).detach()) < float(value.target(far).detach()) - 10
-    near = torch.rand(64, 2)
-    assert torch.allclose(value.truncated(near), value.target(near), atol=2.0)
+    far, known = torch.full((1, 2), 20.0), value.reach.held
+    # by about what linspace(0, 10) spreads over
+    assert 8 < float((value.target(far) - value.truncated(far)).detach()) < 10
+    assert torch.equal(value.truncated(known), value.target(known))
 
 
 # Data
