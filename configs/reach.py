@@ -88,7 +88,7 @@ def pendulum() -> Study:
         ),
         "k20": Variant(agent=dyna(length=20), said="k = 20, min of 2 critics"),
         "layernorm": Variant(agent=dyna(norm="layer"), said="k = 1, LayerNorm"),
-        "reach1": Variant(agent=dyna(norm="layer", reach=DETECTOR), said="ours at k = 1: LayerNorm, detector at the cut"),
+        "reach1": Variant(agent=dyna(norm="layer", reach=DETECTOR), said="k = 1, ours: LayerNorm, detector at the cut"),
         "min10": Variant(agent=dyna(members=10), seeds=1, said="k = 1, min of 10 critics"),
         "ravl": Variant(
             agent=dyna(members=10, diversity=1.0), seeds=1, said="k = 1, min of 10, EDAC's eta 1, as published"

@@ -186,7 +186,7 @@ def test_a_bootstrap_far_away_costs_what_values_differ_by_and_one_among_the_inpu
 
 
 def test_far_is_what_one_in_a_hundred_inputs_is_however_unevenly_they_lie() -> None:
-    """Nine in ten in a hundredth of the room: their mean distance says nothing of the others, who would all be flagged."""
+    """Nine in ten in a hundredth of the room: by their mean distance the others would all be flagged."""
     torch.manual_seed(0)
 
     def uneven(count: int) -> Tensor:
