@@ -72,6 +72,9 @@ class DreamerConfig:
     """Discount = 1 - 1/horizon, per decision."""
     lam: float = 0.95
     """lambda of the returns."""
+    learns: Literal["all", "model", "behaviour"] = "all"
+    """What updates change: everything; the world model alone, and nothing is dreamed; or policy and critic in a world
+    model that stays as it is. The last two after each other are how agents learn from fixed data (Lu et al. 2022)."""
     policy_scale: float = 1.0
     value_scale: float = 1.0
     replay_value_scale: float = 0.3
@@ -134,7 +137,10 @@ class Dreamer:
         self.modules = nn.ModuleDict(
             {"model": self.model, "actor": self.actor, "value": self.value, "norm": self.normalizer}
         )
-        self.optimizer = LaProp(self.modules.parameters(), lr=config.lr, clip=config.clip, warmup=config.warmup)
+        if config.learns == "behaviour":
+            self.model.requires_grad_(False)
+        learned = self.model if config.learns == "model" else self.modules
+        self.optimizer = LaProp(learned.parameters(), lr=config.lr, clip=config.clip, warmup=config.warmup)
         # what a dream goes through when the policy learns by the gradient of its dynamics
         dynamics = config.actor.gradient == "dynamics"
         self._dreamer = without_gradient(self.model) if dynamics else self.model
@@ -149,12 +155,12 @@ class Dreamer:
                 "give it an ensemble (agent.model.disagreement = DisagreementConfig()), or take weights of 0"
             )
         self.discount = 1.0 - 1.0 / config.horizon
-        self.scales = {
-            **self.model.loss_scales,
-            "policy": config.policy_scale,
-            "value": config.value_scale,
-            "replay_value": config.replay_value_scale,
+        behaviour = {
+            "policy": config.policy_scale, "value": config.value_scale, "replay_value": config.replay_value_scale
         }
+        self.scales = {
+            "all": self.model.loss_scales | behaviour, "model": self.model.loss_scales, "behaviour": behaviour
+        }[config.learns]
         self.skipped = Skipped(device)
         self.streams = {
             name: Stream(seed=seed * 1000 + i, device=device) for i, name in enumerate(("learn", "report"), 1)
@@ -263,10 +269,11 @@ class Dreamer:
         return torch.stack([self.scales[name] * loss.mean() for name, loss in losses.items()]).sum()
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-        """World model and behaviour: named losses (B, T) ("replay_value": T-1; "policy" and "value" (W,), where dreams
-        begin at the ends of windows), metrics, states with gradient."""
-        with self._cast():
-            losses, states = self.model.loss(batch, self._context(batch))
+        """World model and behaviour, as far as they learn: named losses (B, T) ("replay_value": T-1; "policy" and
+        "value" (W,), where dreams begin at the ends of windows), metrics, states with gradient."""
+        losses, states = self._model_losses(batch)
+        if self.config.learns == "model":
+            return losses, {}, states
         every = self.config.starts == "every"
         if every:
             starts, is_terminal = tree.flatten_time(tree.detach(states)), batch.is_terminal.flatten()
@@ -291,6 +298,15 @@ class Dreamer:
                 lam=self.config.lam,
             )
         return losses, metrics, states
+
+    def _model_losses(self, batch: Batch) -> tuple[dict[str, Tensor], Any]:
+        """Those of the world model, none where it stays as it is, and the states (B, T, ...) of the batch."""
+        before = self._context(batch)
+        if self.config.learns != "behaviour":
+            with self._cast():
+                return self.model.loss(batch, before)
+        with torch.no_grad(), self._cast():
+            return {}, self.model.observe(before, batch.obs, batch.prev_action, batch.is_first)
 
     def _cast(self) -> AbstractContextManager[Any]:
         return precision.computing(self.precision, self.device)
@@ -439,10 +455,12 @@ class Dreamer:
         )
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copies in place: compiled callables and flat buffers stay valid."""
+        """Copies in place: compiled callables and flat buffers stay valid. A behaviour in a model that another agent
+        has learned begins with the optimiser that it has: moments of more weights are none of its own."""
         groups = parted(state)
         self.modules.load_state_dict(groups["model"])
-        self.optimizer.load_state_dict(groups["optim"])
+        if self.config.learns != "behaviour" or groups["optim"]["mu"].shape == self.optimizer.mu.shape:
+            self.optimizer.load_state_dict(groups["optim"])
         for name in self.streams:
             self.streams[name] = Stream(state=groups["rng"][name].clone(), device=self.device)
         self.skipped.load_state_dict(groups["count"])

@@ -11,6 +11,7 @@ from tests.unit.models import make_agent, make_batch, make_spec
 from worldmodel import tree
 from worldmodel.configs.sizes import OBJECTIVES
 from worldmodel.distributions import BoundedNormal
+from worldmodel.rng import Stream
 from worldmodel.types import Step
 
 
@@ -267,3 +268,34 @@ def test_the_agent_alone_decides_the_discount(target):
     assert agent.discount == 0.9
     with pytest.raises(ValueError, match=r"continue_target must be in \(0, 1\]"):
         make_agent(model={"continue_target": target + 0.5})
+
+
+@pytest.mark.parametrize(("learns", "changed"), [("model", {"model"}), ("behaviour", {"actor", "value", "norm"})])
+def test_what_does_not_learn_stays_as_it_is(learns, changed):
+    batch = make_batch(make_spec())
+    agent = make_agent(learns=learns)
+    before = {name: x.clone() for name, x in agent.modules.state_dict().items()}
+    warmed(agent, batch)
+    moved = {name.split(".")[0] for name, x in agent.modules.state_dict().items() if not torch.equal(x, before[name])}
+    assert moved == changed
+
+
+def test_a_behaviour_in_a_learned_model_begins_as_it_is_and_learns_what_it_learns_beside_it():
+    batch = make_batch(make_spec())
+    first = warmed(make_agent(learns="model"), batch)
+    kept, whole = make_agent(learns="behaviour"), make_agent()
+    kept.load_state_dict(first.state_dict())
+    whole.modules.load_state_dict(kept.modules.state_dict())
+    for name in kept.streams:
+        whole.streams[name] = Stream(state=kept.streams[name].state.clone())
+    losses = []
+    for agent in (kept, whole):
+        with agent.streams["learn"]:
+            losses.append(agent.losses(batch)[0])
+    assert set(losses[0]) == {"policy", "value", "replay_value"}
+    for name, mine in losses[0].items():
+        torch.testing.assert_close(mine, losses[1][name])
+    assert float(kept.optimizer.count) == 0 and kept.learn(batch).metrics["loss/total"].isfinite()
+    again = make_agent(learns="behaviour")
+    again.load_state_dict(kept.state_dict())
+    assert float(again.optimizer.count) == 1
