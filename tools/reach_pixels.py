@@ -90,7 +90,7 @@ def played(seed: int, *, random: float, episodes: int = EPISODES) -> tuple[Batch
     toys, rng = GLIDE.build_batch(episodes), np.random.default_rng(seed)
     step = toys.reset(seed)
     steps, actions, truth = [step], [], {key: [toys.task.state[key].copy()] for key in ("place", "speed", "target")}
-    for at in range(STEPS):
+    for _ in range(STEPS):
         noise = rng.uniform(-1, 1, (episodes, 2)).astype(np.float32)
         action = np.where(rng.uniform(size=(episodes, 1)) < random, noise, expert(toys)).astype(np.float32)
         step = toys.step(action)
