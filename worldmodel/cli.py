@@ -292,7 +292,7 @@ def _bench_reach(argv: list[str]) -> int:
         asked.experiments, seeds=asked.seeds, variants=asked.variants, updates=asked.updates, quick=asked.quick,
         parallel=asked.parallel,
         said={"command": shlex.join(["worldmodel", "bench", REACH, *argv])}, say=_note,
-        earlier=reach.read(path) if path else None,
+        earlier=reach.read(path) if path else None, keep=lambda so_far: write(path, so_far) if path else None,
     )
     _show(reach.table(found))
     if path:

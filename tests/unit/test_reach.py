@@ -3,10 +3,12 @@ and that the cure works."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -132,3 +134,18 @@ def test_the_command_writes_tables_and_figures_and_keeps_what_it_had(
 def test_mistakes_are_sentences(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "reach", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_was_run_is_kept_when_the_next_run_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, real = tmp_path / "reach.json", reach._job
+
+    def job(task: tuple[str, str, int, int]) -> dict[str, Any]:
+        if task[1] == "reach":
+            raise KeyboardInterrupt
+        return real(task)
+
+    monkeypatch.setattr(reach, "_job", job)
+    words = ["--updates", "20", "--seeds", "1", "--parallel", "1", "--json", str(out), "--variants", "base", "reach"]
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        cli.main(["bench", "reach", "plateau", *words])
+    assert set(json.loads(out.read_text())["experiments"]["plateau"]["variants"]) == {"base"}

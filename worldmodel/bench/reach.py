@@ -27,6 +27,7 @@ Say = Callable[[str], None]
 def document(
     names: Sequence[str], *, seeds: int, variants: Sequence[str], updates: int, quick: bool, parallel: int,
     said: dict[str, Any], say: Say, earlier: dict[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], object] = lambda document: None,
 ) -> dict[str, Any]:
     """Run experiments and judge them.
 
@@ -37,6 +38,7 @@ def document(
         quick: one seed of what verdicts are about.
         parallel: processes side by side, of one thread each.
         earlier: a document whose other experiments and variants are kept.
+        keep: is given what there is after every run.
     Raises: UserError for a name that does not exist.
     """
     room = load_module("worldmodel.configs.reach")
@@ -47,19 +49,26 @@ def document(
     torch.set_num_threads(1)
     before = surroundings(torch.device("cpu"))
     found: dict[str, Any] = dict((earlier or {}).get("experiments", {}))
+
+    def whole() -> dict[str, Any]:
+        return {"part": "reach", **said, **before, "load_at_end": load(), "experiments": found}
+
     for name in names or known:
         study = room.reduced(known[name]) if quick else known[name]
         for variant in variants:
             if variant not in known[name].variants:
                 raise UserError(unknown(f"variant of {name}", variant, known[name].variants))
-        found[name] = _run(study, found.get(name), variants or tuple(study.variants), seeds, updates, parallel, say)
-    return {"part": "reach", **said, **before, "load_at_end": load(), "experiments": found}
+        for so_far in _run(study, found.get(name), variants or tuple(study.variants), seeds, updates, parallel, say):
+            found[name] = so_far
+            keep(whole())
+    return whole()
 
 
 def _run(
     study: Any, earlier: dict[str, Any] | None, variants: Sequence[str], seeds: int, updates: int, parallel: int,
     say: Say,
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
+    """What is known of a study after each run."""
     done: dict[str, Any] = dict((earlier or {}).get("variants", {}))
     jobs = [(name, seed) for name in variants for seed in range(min(seeds, study.variants[name].seeds))]
     for (name, seed), run in zip(jobs, _each(study.name, jobs, updates, parallel)):
@@ -70,10 +79,10 @@ def _run(
         if seed == 0:
             done[name] = {"said": study.variants[name].said, "seeds": {}}
         done[name]["seeds"][str(seed)] = run
-    return {
-        "title": study.title, "updates": updates or study.updates, "bound": study.bound, "variants": done,
-        "verdicts": study.verdicts(done),
-    }
+        yield {
+            "title": study.title, "updates": updates or study.updates, "bound": study.bound, "variants": done,
+            "verdicts": study.verdicts(done),
+        }
 
 
 def _each(study: str, jobs: Sequence[tuple[str, int]], updates: int, parallel: int) -> Iterator[dict[str, Any]]:
