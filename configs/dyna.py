@@ -17,6 +17,7 @@ from worldmodel.agents.dyna.rules.td3bc import TD3BCConfig
 from worldmodel.agents.values.critics import CriticsConfig
 from worldmodel.agents.values.reach import ReachConfig
 from worldmodel.config import Run
+from worldmodel.envs.dmc import DMCConfig
 from worldmodel.envs.gym import GymConfig
 from worldmodel.models.ensemble import Ends, EnsembleModelConfig
 from worldmodel.planning.selector import CandidateSelector
@@ -128,12 +129,21 @@ def dreaming(version: Dreaming, *, ends: Ends = "never", refit_every: int = 0) -
     return DynaConfig(**(shared | changes[version]))
 
 
+def environment(name: str) -> GymConfig | DMCConfig:
+    """"Hopper-v5" or "dmc:walker_walk", from state."""
+    task = name.removeprefix("dmc:")
+    return GymConfig(id=name) if task == name else DMCConfig(task=task, obs="proprio")
+
+
 def dyna(env: str = "Pendulum-v1", version: Version = "mbpo") -> Run:
-    """Gymnasium from state by MBPO, by its offline kin, or without dreams (docs/offline.md has the table)."""
+    """Gymnasium or DMC from state by MBPO, by its offline kin, or without dreams (docs/offline.md has the table).
+
+    Args: env: an id of Gymnasium, or "dmc:TASK" for a task of the Control Suite.
+    """
     ends: Ends = ENDS.get(env.partition("-")[0], "never")
     # an update sees 32 x 8 steps: 10 updates a decision
     return Run(
-        env=GymConfig(id=env),
+        env=environment(env),
         agent=agent(version, ends=ends, refit_every=2500),
         replay=ReplayConfig(capacity=1_000_000, batch_size=32, length=8),
         train=TrainConfig(

@@ -9,11 +9,10 @@ from worldmodel.agents.dreamer.agent import DreamerConfig
 from worldmodel.agents.values.reach import ReachConfig
 from worldmodel.agents.values.reach_aware import ReachAwareValueConfig
 from worldmodel.config import Run
-from worldmodel.configs.dyna import ENDS, Version, agent
+from worldmodel.configs.dyna import ENDS, Version, agent, environment
 from worldmodel.configs.quickstart import quickstart
 from worldmodel.configs.sizes import Size, dreamer
 from worldmodel.envs.dmc import DMCConfig
-from worldmodel.envs.gym import GymConfig
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
 
@@ -36,12 +35,13 @@ CORL = {"td3bc": 76.45, "iql": 81.63, "cql": 78.28, "edac": 92.92}
 
 
 def state(env: str = "HalfCheetah-v5", quality: Quality = "medium", version: Version = "mopo") -> Run:
-    """Gymnasium from state, offline, by any version of dyna; --data names the dataset (Minari's MuJoCo without it)."""
+    """Gymnasium or DMC ("dmc:TASK") from state, offline, by any version of dyna; --data names the dataset (Minari's
+    MuJoCo without it)."""
     chosen = agent(version, ends=ENDS.get(env.partition("-")[0], "never"))
     # all that the largest sets of D4RL have; replay is not drawn from, since the agent holds transitions itself
     chosen = replace(chosen, recent=2_000_000)
     return Run(
-        env=GymConfig(id=env),
+        env=environment(env),
         agent=chosen,
         data=_default(env, quality),
         replay=ReplayConfig(batch_size=1, length=2),
@@ -96,7 +96,7 @@ def _default(env: str, quality: str) -> str:
     known = name in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Walker2d", "Swimmer", "Reacher", "Pusher")
     if known and version == "v5" and quality in ("simple", "medium", "expert"):
         return f"minari:mujoco/{name.lower()}/{quality}-v0"
-    return f"data/{env}-{quality}"
+    return f"data/{env.removeprefix('dmc:')}-{quality}"
 
 
 def _answer(env: str, quality: str, version: str) -> str:

@@ -82,8 +82,11 @@ CASES = [
     *[f"dyna --version {version} {options}" for version, options in DYNA.items()],
     *[f"offline.state --env Pendulum-v1 --version {version} --agent.recent 1000 {options}"
       for version, options in DYNA.items()],
+    f"dyna --env dmc:cartpole_swingup {SHORT} {DYNA['mbpo']}",
     f"offline.vd4rl {NANO} {SHORT} --render ray --replay.length 3",
     "offline.toys",
+    "quickstart --task glide --core mamba --agent.learns model",
+    "quickstart --task glide --agent.learns behaviour",
     "dreamer_plans.toys --agent.collect.simulations 2 --agent.evaluate.simulations 2",
     "dreamer_plans.toys --task glide --objective barlow --plan evaluate --agent.evaluate.samples 8 "
     "--agent.evaluate.elites 2",
@@ -127,8 +130,9 @@ def lived(run: Run, run_dir: Path) -> None:
     assert all(len(scores.returns) == 1 for scores in summary.scores.values())
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     losses = {name: x for row in rows for name, x in row.items() if name.startswith("loss/")}
-    assert {"loss/total", "loss/policy", "loss/value"} <= losses.keys()
-    assert {"loss/dyn", "loss/consistency", "loss/reach"} & losses.keys()
+    learns = getattr(run.agent, "learns", "all")
+    assert ({"loss/total", "loss/policy", "loss/value"} <= losses.keys()) == (learns != "model")
+    assert bool({"loss/dyn", "loss/consistency", "loss/reach"} & losses.keys()) == (learns != "behaviour")
     assert all(math.isfinite(x) for x in losses.values())
     assert max(row.get("update/skipped", 0) for row in rows) == 0
     loaded = runs.load(run_dir, device="cpu")
