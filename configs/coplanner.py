@@ -29,6 +29,8 @@ def coplanner(
     disagreement of 8 heads. The Dreamer around it is ours of 2024, theirs that of 2023; uncertainty is summed over H
     states, theirs over H + 1. ``select`` leaves out a half, for ablations; "none" is Dreamer with an idle ensemble.
     Small sizes and the games count disagreement in its own standard deviations, and select in a quarter of the dreams.
+    Continuous actions are taught by the gradient of the dynamics, as their Dreamer does: the score function believes
+    that the policy drew what was selected.
     """
     run, is_small = uncertain(task, size, core, render, DisagreementConfig(scale="raw"))
     rates = (0.05, 0.025) if is_small else (1.0, 0.5)
@@ -39,6 +41,7 @@ def coplanner(
     agent = replace(
         run.agent, acting=acting if select in ("both", "acting") else None,
         dreaming=dreaming if select in ("both", "dreaming") else None,
+        actor=run.agent.actor if task == "catch" else replace(run.agent.actor, gradient="dynamics"),
     )
     return replace(run, agent=agent, published="COPlanner (arXiv 2310.07220) has curves, and no table by task")
 
