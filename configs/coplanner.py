@@ -30,7 +30,7 @@ def coplanner(
     states, theirs over H + 1. ``select`` leaves out a half, for ablations; "none" is Dreamer with an idle ensemble.
     Small sizes and the games count disagreement in its own standard deviations, and select in a quarter of the dreams.
     Continuous actions are taught by the gradient of the dynamics, as their Dreamer does: the score function believes
-    that the policy drew what was selected.
+    that the policy drew what was selected. The rate stays, since plain Dreamer on Glide is better at it too.
     """
     run, is_small = uncertain(task, size, core, render, DisagreementConfig(scale="raw"))
     rates = (0.05, 0.025) if is_small else (1.0, 0.5)

@@ -149,9 +149,8 @@ def oracle(agent: Dreamer, seed: int) -> nn.Module:
             states = agent.model.observe(
                 agent.model.initial(len(batch.reward)), batch.obs, batch.prev_action, batch.is_first
             )
-        # the last step's truth is of the next episode
-        features.append(agent.model.features(states)[:, :-1].flatten(0, 1))
-        worth.append(experts_worth({key: x[:, :-1].reshape(-1, 2) for key, x in truth.items()}, agent.discount))
+        features.append(agent.model.features(states).flatten(0, 1))
+        worth.append(experts_worth({key: x.reshape(-1, 2) for key, x in truth.items()}, agent.discount))
     x, y = torch.cat(features), torch.cat(worth)
     net = nn.Sequential(nn.Linear(x.shape[1], 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 1))
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -187,9 +186,9 @@ def look(agent: Dreamer) -> dict[str, float]:
     return {"return": float(total.mean()), "belief": belief, "true": true, "bias": belief - true}
 
 
-def learned_model(folder: Path, seed: int, updates: int, data: Batch) -> Dreamer:
+def learned_model(folder: Path, seed: int, updates: int, random: float, data: Batch) -> Dreamer:
     """The world model of a seed, learned or as it was kept."""
-    agent, path = agent_of("model", seed), folder / f"model-{seed}-{updates}.safetensors"
+    agent, path = agent_of("model", seed), folder / f"model-{seed}-{updates}-{random:g}.safetensors"
     if path.exists():
         agent.load_state_dict(load_file(path))
         return agent
@@ -226,19 +225,32 @@ def main() -> int:
     parser.add_argument("--collect", action="store_true", help="train nothing: write what the folder holds")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "reach_pixels.json")
     args = parser.parse_args()
+    names = list(variants(nn.Identity()))
+    wrong = [name for name in args.variants if name not in names]
+    if wrong:
+        parser.error(f"unknown variant {wrong[0]!r}; there are {', '.join(names)}")
+    if args.updates < NOTES or args.updates % NOTES:
+        parser.error(f"--updates must be a multiple of {NOTES}, got {args.updates}")
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
+    settings = {"model_updates": args.model_updates, "updates": args.updates, "random": args.random}
     for seed in () if args.collect else args.seeds:
-        data, _ = played(seed, random=args.random)
-        world = learned_model(args.folder, seed, args.model_updates, data)
-        known = variants(oracle(world, seed))
-        for name in args.variants or known:
+        missing = {}
+        for name in args.variants or names:
             path = args.folder / f"{name}-{seed}.json"
-            if path.exists():
-                continue
+            if not path.exists():
+                missing[name] = path
+            elif json.loads(path.read_text())["settings"] != settings:
+                parser.error(f"{path} is of other settings than {settings}; give another --folder")
+        if not missing:
+            continue
+        data, _ = played(seed, random=args.random)
+        world = learned_model(args.folder, seed, args.model_updates, args.random, data)
+        known = variants(oracle(world, seed))
+        for name, path in missing.items():
             found = run(world, known[name], seed, args.updates, data)
-            found |= {"variant": name, "seed": seed, "commit": provenance()["commit"]}
-            found |= {"data_return": round(float(data.reward.sum(1).mean()), 3), "updates": args.updates}
+            found |= {"variant": name, "seed": seed, "commit": provenance()["commit"], "settings": settings}
+            found["data_return"] = round(float(data.reward.sum(1).mean()), 3)
             path.write_text(json.dumps(found, indent=1) + "\n")
             last = found["curve"][-1]
             print(f"{name} {seed}: return {last['return']:.2f}, bias {last['bias']:+.2f}, {found['cpu_seconds']} s")

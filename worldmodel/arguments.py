@@ -129,7 +129,7 @@ class ReachBenchOptions:
     variants: tuple[str, ...] = ()
     """Of each experiment; all of them where none is named."""
     seeds: int = 3
-    """At most; variants that no verdict is about have fewer."""
+    """At most; some variants have fewer of their own."""
     updates: int = 0
     """Instead of the experiment's own number; 0: that."""
     quick: bool = False

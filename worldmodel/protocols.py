@@ -350,11 +350,22 @@ class Holds(Protocol):
 
 @runtime_checkable
 class Adopts(Protocol):
-    """An agent with a part of its state that another run must not take over, such as transitions that it holds."""
+    """An agent with a part of its state that another run must not take over, such as transitions that it holds, or
+    moments of weights that it does not learn."""
 
     def adopt(self, state: Mapping[str, Tensor]) -> None:
         """Take over what was learned from the ``state_dict`` of an agent of the same parts: weights, optimisers,
         normalisers. Raises KeyError or RuntimeError where its parts are others."""
+        ...
+
+
+@runtime_checkable
+class Wants(Protocol):
+    """An agent that may not begin with nothing learned."""
+
+    @property
+    def wanted(self) -> str:
+        """Why it wants another run's weights, as the beginning of a sentence; empty where it does not."""
         ...
 
 

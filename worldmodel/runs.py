@@ -21,7 +21,7 @@ from worldmodel.data.formats import absolute, open_dataset
 from worldmodel.data.tasks import of_tasks
 from worldmodel.envs.pool import make_pool
 from worldmodel.errors import DivergenceError, EnvError, StorageError, UserError
-from worldmodel.protocols import Agent, EnvPool, Replay
+from worldmodel.protocols import Agent, EnvPool, Replay, Wants
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.mixed import MixedReplay, split
 from worldmodel.replay.offline import fill_replay
@@ -290,6 +290,8 @@ def _train(
         if not run.train.threads and device.type == "cpu":
             threads = _tune_threads(run, agent, pool, threads, checkpoint)
         compiled = accelerate(agent, mode, device)
+        if checkpoint is None and not run.init and isinstance(agent, Wants) and agent.wanted:
+            raise UserError(f"{agent.wanted}; name the run that learned it with --init RUN")
         if checkpoint is None and run.init:
             adopt_agent(agent, _source(Path(run.init), display.message))
         replay, data = _make_replay(run, pool, agent, device, run_dir)

@@ -74,7 +74,8 @@ class DreamerConfig:
     """lambda of the returns."""
     learns: Literal["all", "model", "behaviour"] = "all"
     """What updates change: everything; the world model alone, and nothing is dreamed; or policy and critic in a world
-    model that stays as it is. The last two after each other are how agents learn from fixed data (Lu et al. 2022)."""
+    model that stays as it is, which is another run's (``--init``). The last two after each other are how agents learn
+    from fixed data (Lu et al. 2022). A model that stays has no losses, and replay's priorities none to follow."""
     policy_scale: float = 1.0
     value_scale: float = 1.0
     replay_value_scale: float = 0.3
@@ -215,6 +216,12 @@ class Dreamer:
             return self.config.acting.select(self.model, self._sample, state, value=self.value.target)[0], state
 
     @property
+    def wanted(self) -> str:
+        """See ``protocols.Wants``."""
+        kept = self.config.learns == "behaviour"
+        return "agent.learns behaviour learns in a world model that is kept" if kept else ""
+
+    @property
     def proposer(self) -> nn.Module:
         """The policy, for planners."""
         return self.actor
@@ -234,8 +241,8 @@ class Dreamer:
     # Learning
 
     def learn(self, batch: Batch) -> Update:
-        """One update of everything: one sum of losses, one backward pass, one optimiser. Where the update is captured
-        in a CUDA graph, the result is overwritten by the next call."""
+        """One update of all that learns: one sum of losses, one backward pass, one optimiser. Where the update is
+        captured in a CUDA graph, the result is overwritten by the next call."""
         with self.streams["learn"]:
             return self.steps["learn"](dataclasses.replace(batch, index=None))
 
@@ -246,8 +253,9 @@ class Dreamer:
         self.optimizer.backward(total)
         stepped = self.optimizer.step(torch.isfinite(total), apply=self.parts["optimizer"])
         healthy = stepped["healthy"]
-        self.value.track(healthy)
-        self.normalizer.keep(healthy, *scale_before)
+        if self.config.learns != "model":
+            self.value.track(healthy)
+            self.normalizer.keep(healthy, *scale_before)
         metrics = metrics | {"loss/total": total.detach(), "update/grad_norm": stepped["grad_norm"]}
         metrics |= self.skipped.count(healthy)
         return Update(metrics=metrics, memory=memory, priority=priority)
@@ -447,6 +455,19 @@ class Dreamer:
 
     # Keeping
 
+    def adopt(self, state: Mapping[str, Tensor]) -> None:
+        """All of an agent that learned the same parts; of one that learned others, what it is and no moments."""
+        groups, mine = parted(state), parted(self.state_dict())
+        theirs, ours = ({name: tuple(x.shape) for name, x in g["model"].items()} for g in (groups, mine))
+        wrong = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        if wrong:
+            name = wrong[0]
+            there, here = theirs.get(name, "missing"), ours.get(name, "missing")
+            raise RuntimeError(f"{len(wrong)} tensors differ, first {name}, which is {there} there and {here} here")
+        if groups["optim"]["mu"].shape != mine["optim"]["mu"].shape:
+            groups["optim"] = mine["optim"]
+        self.load_state_dict(joined(**groups))
+
     def state_dict(self) -> dict[str, Tensor]:
         """Weights, moments, normalisers, random streams and counters."""
         return joined(
@@ -455,12 +476,10 @@ class Dreamer:
         )
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copies in place: compiled callables and flat buffers stay valid. A behaviour in a model that another agent
-        has learned begins with the optimiser that it has: moments of more weights are none of its own."""
+        """Copies in place: compiled callables and flat buffers stay valid."""
         groups = parted(state)
         self.modules.load_state_dict(groups["model"])
-        if self.config.learns != "behaviour" or groups["optim"]["mu"].shape == self.optimizer.mu.shape:
-            self.optimizer.load_state_dict(groups["optim"])
+        self.optimizer.load_state_dict(groups["optim"])
         for name in self.streams:
             self.streams[name] = Stream(state=groups["rng"][name].clone(), device=self.device)
         self.skipped.load_state_dict(groups["count"])

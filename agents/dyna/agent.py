@@ -401,7 +401,7 @@ class Dyna:
             metrics[f"value/std_{name}"] = _mean_where(spread, mask)
         if c.reach.detector != "none":
             score = self.reach.score(data.next_x, spread)
-            cost = value - self.reach.lowered(value, score)
+            cost = self.reach.cost(score)
             value = losses.reach_aware(value=value, cost=cost, edge=data.edge)
             metrics |= {
                 "reach/score_edge": _mean_where(score, data.edge), "reach/score_inside": _mean_where(score, inside),

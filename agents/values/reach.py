@@ -23,22 +23,20 @@ MOST = 4096
 class ReachConfig:
     """A detector of states beyond reach, and what they are worth.
 
-    What is far is read off inputs that the detector does not hold yet, as in conformal prediction: ``share`` of them
-    score above 1, however unevenly they lie. Beyond that a state costs the more the farther it is, but at most as much
-    as the values that are learned differ by: a cost without end makes all bootstraps fall that lead there, with them
-    the spread of values grow, and with that the cost.
+    "knn" and "rnd" score distances, and what is far is read off the inputs themselves (adaptive conformal inference,
+    Gibbs and Candes 2021): ``share`` of those that come score above 1, however unevenly they lie. Beyond 1 a state
+    costs the more the farther it is, but at most as much as the values that are learned differ by: a cost without end
+    makes all bootstraps fall that lead there, with them the spread of values grow, and with that the cost.
     """
 
     detector: Literal["none", "knn", "rnd", "ensemble"] = "knn"
     """Distance to the nearest of remembered inputs; error of a network that learns to predict a random one of them; or
     the standard deviation of an ensemble's values, which asks a critic with several members."""
     slope: float = 2.0
-    """Cost of a score of 1 beyond ``tolerance``, in spreads of the values that are learned (95th less 5th percentile,
-    at least 1), of which it is at most one; for "ensemble" in its own unit, the standard deviation, without a bound."""
-    tolerance: float = 1.0
-    """Score that costs nothing; 0 for "ensemble"."""
+    """Cost of a score of 1 beyond 1, in spreads of the values that are learned (95th less 5th percentile, at least 1),
+    of which it is at most one. For "ensemble": cost of a unit of standard deviation, from 0 and without a bound."""
     share: float = 0.01
-    """Of new inputs, those that shall score above 1."""
+    """Of the inputs that come, those that shall score above 1."""
     memory: int = 1024
     """knn: inputs held, overwritten in turn."""
     remembered: int = 32
@@ -49,13 +47,14 @@ class ReachConfig:
     """At which the spread of values, and the place and scale of inputs, are followed."""
 
     def __post_init__(self) -> None:
-        check_range(self, 0, "slope", "tolerance")
+        check_range(self, 0, "slope")
         check_range(self, 1, "memory", "remembered", "width")
         if self.remembered > self.memory:
             raise ValueError(f"remembered={self.remembered} must not exceed memory={self.memory}")
-        for name in ("rate", "share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
+        if not 0 < self.rate <= 1:
+            raise ValueError(f"rate must be in (0, 1], got {self.rate}")
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must be in (0, 1), got {self.share}")
 
     def build(self, feature_dim: int) -> Reach:
         return Reach(self, feature_dim)
@@ -99,12 +98,11 @@ class Reach(nn.Module):
             return features.new_zeros(features.shape[:-1])
         return self._raw(features) / self.usual
 
-    def lowered(self, value: Tensor, score: Tensor) -> Tensor:
-        """(...), at most ``value``: what a bootstrap from states with these scores is worth."""
-        excess = self.config.slope * (score - self.config.tolerance).clamp(min=0)
+    def cost(self, score: Tensor) -> Tensor:
+        """(...) >= 0, what a bootstrap from states with these scores is lowered by."""
         if self.config.detector == "ensemble":
-            return value - excess
-        return value - self.spread * excess.clamp(max=1)
+            return self.config.slope * score
+        return self.spread * (self.config.slope * (score - 1)).clamp(0, 1)
 
     def loss(self, features: Tensor) -> Tensor:
         """(..., F) -> (...): what teaches "rnd" its inputs; zero for the others."""
@@ -133,16 +131,22 @@ class Reach(nn.Module):
             # a memory that is nearly empty is far from everything
             known = good & (begun if c.detector == "rnd" else self.count >= c.memory // 2)
             above = (self._raw(chosen) > self.usual).float().mean()
-            # rests where the share is right (Robbins and Monro 1951), in proportions: distances have no unit
-            self.usual.mul_(torch.where(known, (above - c.share).exp(), 1.0))
+            # hovers where the share is right, in proportions, since distances have no unit; few inputs say little
+            gain = min(1.0, c.remembered / 32)
+            self.usual.mul_(torch.where(known, (gain * (above - c.share)).exp(), 1.0))
             if c.detector == "knn":
                 at = (self.count + torch.arange(c.remembered, device=flat.device)) % c.memory
                 self.held[at] = torch.where(good, chosen, self.held[at])
         self.count.add_(c.remembered * good.long())
 
     def _raw(self, features: Tensor) -> Tensor:
+        # inputs are remembered in float32: a score in less precision would be of another kind
+        with torch.autocast(features.device.type, enabled=False):
+            return self._distance(features.float())
+
+    def _distance(self, features: Tensor) -> Tensor:
         x = (features - self.centre) / self.scale
-        flat = x.reshape(-1, x.shape[-1]).float()
+        flat = x.reshape(-1, x.shape[-1])
         if self.config.detector == "rnd":
             error = (self.learner(flat) - self.fixed(flat)).square().mean(-1)
             return (error + 1e-12).sqrt().view(x.shape[:-1])

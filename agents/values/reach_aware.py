@@ -73,7 +73,7 @@ class ReachAwareValue(nn.Module):
         """(..., F) -> (...), what they bootstrap from where the dream is cut off."""
         every = self.slow(features).squeeze(-1).float()
         score = self.reach.score(features.float(), every.std(0, unbiased=False))
-        return self.reach.lowered(self._combined(every), score)
+        return self._combined(every) - self.reach.cost(score)
 
     def loss(self, features: Tensor, return_: Tensor) -> Tensor:
         """(...) sum over members of half the squared errors, and what teaches the detector. A few inputs are noted, and

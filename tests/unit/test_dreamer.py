@@ -9,9 +9,11 @@ import torch
 
 from tests.unit.models import make_agent, make_batch, make_spec
 from worldmodel import tree
+from worldmodel.agents.values.reach import ReachConfig
+from worldmodel.agents.values.reach_aware import ReachAwareValueConfig
+from worldmodel.agents.values.twohot import TwoHotValueConfig
 from worldmodel.configs.sizes import OBJECTIVES
 from worldmodel.distributions import BoundedNormal
-from worldmodel.rng import Stream
 from worldmodel.types import Step
 
 
@@ -270,24 +272,26 @@ def test_the_agent_alone_decides_the_discount(target):
         make_agent(model={"continue_target": target + 0.5})
 
 
+@pytest.mark.parametrize("value", [
+    TwoHotValueConfig(), *[ReachAwareValueConfig(reach=ReachConfig(detector=kind)) for kind in ("knn", "rnd")],
+])
 @pytest.mark.parametrize(("learns", "changed"), [("model", {"model"}), ("behaviour", {"actor", "value", "norm"})])
-def test_what_does_not_learn_stays_as_it_is(learns, changed):
+def test_what_does_not_learn_stays_as_it_is(learns, changed, value):
     batch = make_batch(make_spec())
     agent = make_agent(learns=learns)
+    agent = dataclasses.replace(agent.config, value=value).build(agent.spec)
     before = {name: x.clone() for name, x in agent.modules.state_dict().items()}
     warmed(agent, batch)
     moved = {name.split(".")[0] for name, x in agent.modules.state_dict().items() if not torch.equal(x, before[name])}
     assert moved == changed
 
 
-def test_a_behaviour_in_a_learned_model_begins_as_it_is_and_learns_what_it_learns_beside_it():
+def test_a_behaviour_in_a_learned_model_learns_what_it_would_beside_it_and_begins_without_moments():
     batch = make_batch(make_spec())
     first = warmed(make_agent(learns="model"), batch)
     kept, whole = make_agent(learns="behaviour"), make_agent()
-    kept.load_state_dict(first.state_dict())
-    whole.modules.load_state_dict(kept.modules.state_dict())
-    for name in kept.streams:
-        whole.streams[name] = Stream(state=kept.streams[name].state.clone())
+    for agent in (kept, whole):
+        agent.adopt(first.state_dict())
     losses = []
     for agent in (kept, whole):
         with agent.streams["learn"]:
@@ -297,5 +301,7 @@ def test_a_behaviour_in_a_learned_model_begins_as_it_is_and_learns_what_it_learn
         torch.testing.assert_close(mine, losses[1][name])
     assert float(kept.optimizer.count) == 0 and kept.learn(batch).metrics["loss/total"].isfinite()
     again = make_agent(learns="behaviour")
-    again.load_state_dict(kept.state_dict())
+    again.adopt(kept.state_dict())
     assert float(again.optimizer.count) == 1
+    with pytest.raises(RuntimeError, match=r"\d+ tensors differ, first .* here"):
+        make_agent(make_spec("continuous"), learns="behaviour").adopt(kept.state_dict())

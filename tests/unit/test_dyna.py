@@ -175,14 +175,24 @@ def test_the_detector_knows_the_edge_from_the_inside() -> None:
 
 def test_a_bootstrap_far_away_costs_what_values_differ_by_and_one_among_the_inputs_nothing() -> None:
     torch.manual_seed(0)
-    inside, value = torch.rand(512, 2) * 12 - 6, torch.tensor([5.0])
+    inside = torch.rand(512, 2) * 12 - 6
     reach = filled(ReachConfig(detector="knn", memory=512), inside, times=800)
     # linspace(0, 10): the 95th percentile less the 5th
-    assert float(reach.lowered(value, reach.score(torch.full((1, 2), 30.0)))) == pytest.approx(5 - 9, abs=0.1)
-    assert float(reach.lowered(value, reach.score(reach.held[:1]))) == 5
-    reach.usual.fill_(1.0)
-    # slope 2: a fifth beyond the tolerance costs two fifths
-    assert float(reach.lowered(value, torch.tensor([1.2]))) == pytest.approx(5 - 0.4 * float(reach.spread), abs=1e-3)
+    assert float(reach.cost(reach.score(torch.full((1, 2), 30.0)))) == pytest.approx(9, abs=0.1)
+    assert float(reach.cost(reach.score(reach.held[:1]))) == 0
+    # slope 2: a fifth beyond costs two fifths
+    assert float(reach.cost(torch.tensor([1.2]))) == pytest.approx(0.4 * float(reach.spread), abs=1e-3)
+
+
+@pytest.mark.parametrize("detector", ["knn", "rnd"])
+def test_scores_are_float32_whatever_is_computed_around_them(detector: Any) -> None:
+    torch.manual_seed(0)
+    # clusters, in which bfloat16 would find another neighbour
+    inputs = torch.randn(20, 256).repeat_interleave(30, 0) * 3 + 0.1 * torch.randn(600, 256)
+    reach = filled(ReachConfig(detector=detector), inputs, times=60)
+    plain = reach.score(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(reach.score(inputs), plain)
 
 
 def test_far_is_what_one_in_a_hundred_inputs_is_however_unevenly_they_lie() -> None:
@@ -469,7 +479,7 @@ PARTS = {
     "lcb": small(value=CriticsConfig(members=5, units=(8,), pessimism="lcb", norm="layer")),
     "reach": small(value=CriticsConfig(units=(8,), norm="layer"), reach=ReachConfig(memory=64)),
     "rnd": small(reach=ReachConfig(detector="rnd", width=8)),
-    "std": small(reach=ReachConfig(detector="ensemble", tolerance=0.0)),
+    "std": small(reach=ReachConfig(detector="ensemble")),
     "plain": small(
         rule=SoftConfig(backup="plain", temperature=TemperatureConfig(initial=0.2, is_learned=False))
     ),

@@ -149,3 +149,20 @@ def test_what_was_run_is_kept_when_the_next_run_fails(tmp_path: Path, monkeypatc
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         cli.main(["bench", "reach", "plateau", *words])
     assert set(json.loads(out.read_text())["experiments"]["plateau"]["variants"]) == {"base"}
+
+
+def test_seeds_of_an_earlier_call_stay_until_they_are_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"return": 0.0, "bias": 0.0, "value/mean": 0.0, "seconds": 0.0}
+    monkeypatch.setattr(reach, "_job", lambda task: found)
+    seeds = {str(seed): found | {"return": 1.0} for seed in range(3)}
+    earlier = {"experiments": {"plateau": {"variants": {"base": {"said": "", "seeds": seeds}}}}}
+    kept: list[dict[str, Any]] = []
+    reach.document(
+        ["plateau"], seeds=2, variants=["base"], updates=1, quick=False, parallel=1, said={}, say=lambda text: None,
+        earlier=earlier, keep=lambda so_far: kept.append(json.loads(json.dumps(so_far))),
+    )
+    returns = [
+        [run["return"] for run in so_far["experiments"]["plateau"]["variants"]["base"]["seeds"].values()]
+        for so_far in kept
+    ]
+    assert returns == [[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]

@@ -33,9 +33,9 @@ def test_data_is_whole_episodes_with_actions_before_what_they_led_to(tool: Any) 
     assert data.is_first[:, 0].all() and not data.is_first[:, 1:].any()
     assert data.is_last[:, -1].all() and not data.is_last[:, :-1].any()
     # a reward arrives with the state that it is of
-    far = np.linalg.norm(truth["target"] - truth["place"], axis=-1)[:, 1:-1]
+    far = np.linalg.norm(truth["target"] - truth["place"], axis=-1)[:, 1:]
     expected = np.exp(np.log(0.1) * (np.maximum(far - 0.05, 0) / 0.5) ** 2)
-    np.testing.assert_allclose(data.reward[:, 1:-1].numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(data.reward[:, 1:].numpy(), expected, atol=1e-5)
 
 
 def test_an_expert_who_is_there_earns_one_for_ever(tool: Any) -> None:
@@ -54,6 +54,10 @@ def test_it_runs_and_goes_on(
     monkeypatch.setattr(sys, "argv", ["reach_pixels.py", *words])
     assert tool.main() == 0 and capsys.readouterr().out.count("return") == 2
     assert tool.main() == 0 and not capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["reach_pixels.py", *words, "--random", "0.5"])
+    with pytest.raises(SystemExit):
+        tool.main()
+    assert "is of other settings" in capsys.readouterr().err
     found = json.loads((tmp_path / "out.json").read_text())["runs"]
     assert {run["variant"] for run in found} == {"base", "patch"}
     assert all(len(run["curve"]) == 5 and np.isfinite(run["curve"][-1]["bias"]) for run in found)

@@ -76,9 +76,9 @@ def _run(
             f"{study.name}, {name}, seed {seed}: return {run['return']:.3g}, Q {run['value/mean']:.3g}, bias "
             f"{run['bias']:.3g}, {run['seconds']:.0f} s"
         )
-        if seed == 0:
-            done[name] = {"said": study.variants[name].said, "seeds": {}}
-        done[name]["seeds"][str(seed)] = run
+        # what another call has found stays until it is found again
+        before = done.get(name, {"seeds": {}})["seeds"]
+        done[name] = {"said": study.variants[name].said, "seeds": before | {str(seed): run}}
         yield {
             "title": study.title, "updates": updates or study.updates, "bound": study.bound, "variants": done,
             "verdicts": study.verdicts(done),

@@ -189,6 +189,9 @@ def write(path: Path, document: dict[str, Any]) -> None:
     """One JSON file. Raises StorageError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        # a process that is killed leaves the file that was there
+        beside = path.with_name(f".{path.name}.part")
+        beside.write_text(json.dumps(document, indent=1) + "\n")
+        beside.replace(path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}; give another --json") from error
