@@ -49,13 +49,13 @@ def plateau() -> Study:
         "k12": Variant(agent=dyna(length=12), said="branches of 12 steps instead of 6"),
         "patch": Variant(agent=dyna(patch="edge"), said="the optimum in the targets beyond reach"),
         "reach": Variant(agent=dyna(norm="layer", reach=DETECTOR), said="ours: LayerNorm, detector at the cut"),
-        "layernorm": Variant(agent=dyna(norm="layer"), seeds=2, said="critics with LayerNorm"),
-        "detector": Variant(agent=dyna(reach=DETECTOR), seeds=2, said="detector alone, no LayerNorm"),
-        "random": Variant(agent=dyna(patch="random"), seeds=2, said="the optimum in as many random targets"),
+        "layernorm": Variant(agent=dyna(norm="layer"), seeds=1, said="critics with LayerNorm"),
+        "detector": Variant(agent=dyna(reach=DETECTOR), seeds=1, said="detector alone, no LayerNorm"),
+        "random": Variant(agent=dyna(patch="random"), seeds=1, said="the optimum in as many random targets"),
         "lcb10": Variant(agent=dyna(members=10, pessimism="lcb"), seeds=1, said="10 critics, mean - 3 std"),
         "min10": Variant(agent=dyna(members=10), seeds=1, said="min of 10 critics"),
         "ravl": Variant(agent=dyna(members=10, diversity=1.0), seeds=1, said="min of 10, EDAC's eta 1, as published"),
-        "min50": Variant(agent=dyna(members=50), seeds=1, said="min of 50 critics"),
+        "min50": Variant(agent=dyna(members=50), seeds=0, said="min of 50 critics"),
     }
     healthy = [(name, "value/mean!", "<", 20.5) for name in ("k12", "patch", "reach")]
     healthy += [(name, "return!", ">", 0.95) for name in ("k12", "patch", "reach")]
@@ -86,15 +86,17 @@ def pendulum() -> Study:
         "reach": Variant(
             agent=dyna(length=20, norm="layer", reach=DETECTOR), said="ours: k = 20, LayerNorm, detector at the cut"
         ),
-        "k20": Variant(agent=dyna(length=20), said="k = 20, min of 2 critics"),
-        "layernorm": Variant(agent=dyna(norm="layer"), said="k = 1, LayerNorm"),
-        "reach1": Variant(agent=dyna(norm="layer", reach=DETECTOR), said="k = 1, ours: LayerNorm, detector at the cut"),
-        "min10": Variant(agent=dyna(members=10), seeds=1, said="k = 1, min of 10 critics"),
+        "k20": Variant(agent=dyna(length=20), seeds=1, said="k = 20, min of 2 critics"),
+        "layernorm": Variant(agent=dyna(norm="layer"), seeds=1, said="k = 1, LayerNorm"),
+        "reach1": Variant(
+            agent=dyna(norm="layer", reach=DETECTOR), seeds=1, said="ours at k = 1: LayerNorm, detector at the cut"
+        ),
+        "min10": Variant(agent=dyna(members=10), seeds=0, said="k = 1, min of 10 critics"),
         "ravl": Variant(
-            agent=dyna(members=10, diversity=1.0), seeds=1, said="k = 1, min of 10, EDAC's eta 1, as published"
+            agent=dyna(members=10, diversity=1.0), seeds=0, said="k = 1, min of 10, EDAC's eta 1, as published"
         ),
         "ravl_layer": Variant(
-            agent=dyna(members=10, diversity=1.0, norm="layer"), seeds=1, said="k = 1, as published, with LayerNorm"
+            agent=dyna(members=10, diversity=1.0, norm="layer"), seeds=0, said="k = 1, as published, with LayerNorm"
         ),
     }
     return Study(
@@ -119,10 +121,12 @@ def arm() -> Study:
         )
 
     variants = {
-        "base": Variant(agent=dyna(), said="k = 1, min of 2 critics"),
-        "layernorm": Variant(agent=dyna(norm="layer"), said="k = 1, LayerNorm"),
-        "reach": Variant(agent=dyna(norm="layer", reach=DETECTOR), said="k = 1, ours: LayerNorm, detector at the cut"),
-        "k20": Variant(agent=dyna(length=20), said="k = 20, min of 2 critics"),
+        "base": Variant(agent=dyna(), seeds=1, said="k = 1, min of 2 critics"),
+        "layernorm": Variant(agent=dyna(norm="layer"), seeds=1, said="k = 1, LayerNorm"),
+        "reach": Variant(
+            agent=dyna(norm="layer", reach=DETECTOR), seeds=1, said="k = 1, ours: LayerNorm, detector at the cut"
+        ),
+        "k20": Variant(agent=dyna(length=20), seeds=1, said="k = 20, min of 2 critics"),
         "ravl": Variant(
             agent=dyna(members=10, diversity=1.0), seeds=1, said="k = 1, min of 10, EDAC's eta 1, as published"
         ),
@@ -161,7 +165,7 @@ def dreamer() -> Study:
         name="dreamer", title="Plateau with a slope, true dynamics, Dreamer", spec=_spec("slope", 2, 2),
         truth=Plateau(slope=True), data=_single, variants=variants, estimate=lambda a, x: a.value.value(x),
         updates=4000, rows=128, steps=30, discount=0.95, best=_best_of_30, bound=20.0,
-        accept=(("base", "return", "<", 0.0), ("reach", "return", ">", 0.95), ("h15", "return", ">", 0.95)),
+        accept=(("base", "return", "<", 0.0), ("reach", "return", ">", 0.95)),
     )
 
 

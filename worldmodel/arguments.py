@@ -129,7 +129,7 @@ class ReachBenchOptions:
     variants: tuple[str, ...] = ()
     """Of each experiment; all of them where none is named."""
     seeds: int = 3
-    """At most; some variants have fewer of their own."""
+    """Of variants that are named; of others at most, since some are worth one or none."""
     updates: int = 0
     """Instead of the experiment's own number; 0: that."""
     quick: bool = False

@@ -24,8 +24,8 @@ class Variant:
 
     agent: Any
     """``build(spec, device, seed) -> Agent``."""
-    seeds: int = 5
-    """How many seeds are run of it, at most as many as are asked for."""
+    seeds: int = 3
+    """How many seeds are run of it, at most as many as are asked for; 0: none. Where it is named, as many as asked."""
     said: str = ""
     """What it is, in a few words."""
 

@@ -33,6 +33,7 @@ def document(
 
     Args:
         names: experiments; none: all.
+        seeds: of variants that are named, and at most of others, which know how many they are worth.
         variants: of each; none: all.
         updates: instead of the experiment's own number; 0: that.
         quick: one seed of what verdicts are about.
@@ -58,7 +59,7 @@ def document(
         for variant in variants:
             if variant not in known[name].variants:
                 raise UserError(unknown(f"variant of {name}", variant, known[name].variants))
-        for so_far in _run(study, found.get(name), variants or tuple(study.variants), seeds, updates, parallel, say):
+        for so_far in _run(study, found.get(name), variants, seeds, updates, parallel, say):
             found[name] = so_far
             keep(whole())
     return whole()
@@ -70,7 +71,9 @@ def _run(
 ) -> Iterator[dict[str, Any]]:
     """What is known of a study after each run."""
     done: dict[str, Any] = dict((earlier or {}).get("variants", {}))
-    jobs = [(name, seed) for name in variants for seed in range(min(seeds, study.variants[name].seeds))]
+    wanted = {name: seeds for name in variants}
+    wanted = wanted or {name: min(seeds, variant.seeds) for name, variant in study.variants.items()}
+    jobs = [(name, seed) for name, count in wanted.items() for seed in range(count)]
     for (name, seed), run in zip(jobs, _each(study.name, jobs, updates, parallel)):
         say(
             f"{study.name}, {name}, seed {seed}: return {run['return']:.3g}, Q {run['value/mean']:.3g}, bias "
