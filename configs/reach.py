@@ -91,6 +91,7 @@ def pendulum() -> Study:
         "reach1": Variant(
             agent=dyna(norm="layer", reach=DETECTOR), seeds=1, said="ours at k = 1: LayerNorm, detector at the cut"
         ),
+        "layernorm20": Variant(agent=dyna(length=20, norm="layer"), seeds=0, said="k = 20, LayerNorm"),
         "min10": Variant(agent=dyna(members=10), seeds=0, said="k = 1, min of 10 critics"),
         "ravl": Variant(
             agent=dyna(members=10, diversity=1.0), seeds=0, said="k = 1, min of 10, EDAC's eta 1, as published"
