@@ -166,7 +166,7 @@ def dreamer() -> Study:
         name="dreamer", title="Plateau with a slope, true dynamics, Dreamer", spec=_spec("slope", 2, 2),
         truth=Plateau(slope=True), data=_single, variants=variants, estimate=lambda a, x: a.value.value(x),
         updates=4000, rows=128, steps=30, discount=0.95, best=_best_of_30, bound=20.0,
-        accept=(("base", "return", "<", 0.0), ("reach", "return", ">", 0.95)),
+        accept=(("base", "return", "<", 0.0), ("reach", "return", ">", 0.95), ("h15", "return", ">", 0.95)),
     )
 
 

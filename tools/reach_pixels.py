@@ -31,10 +31,11 @@ from worldmodel.agents.dreamer.agent import Dreamer, DreamerConfig
 from worldmodel.agents.values.reach import ReachConfig
 from worldmodel.agents.values.reach_aware import ReachAwareValue, ReachAwareValueConfig
 from worldmodel.configs.quickstart import quickstart
+from worldmodel.envs.pool import to_step
 from worldmodel.envs.toys.base import ToyBatch, ToyConfig, expert
 from worldmodel.rng import Stream
 from worldmodel.train.manifest import provenance
-from worldmodel.types import Batch, Step
+from worldmodel.types import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 GLIDE = ToyConfig(task="glide")
@@ -170,12 +171,7 @@ def look(agent: Dreamer) -> dict[str, float]:
     step, carry = toys.reset(10_000), agent.initial(100)
     total, discounted, weight, belief = np.zeros(100), np.zeros(100), 1.0, 0.0
     for at in range(FAR):
-        seen = Step(
-            obs={key: torch.from_numpy(x) for key, x in step.obs.items()}, reward=torch.from_numpy(step.reward),
-            is_first=torch.from_numpy(step.is_first), is_last=torch.from_numpy(step.is_last),
-            is_terminal=torch.from_numpy(step.is_terminal),
-        )
-        action, carry = agent.act(carry, seen, explore=False)
+        action, carry = agent.act(carry, to_step(step), explore=False)
         if at == 0:
             belief = float(agent.worth(agent.model.features(carry.state)).mean())
         forever(toys)

@@ -287,11 +287,11 @@ def _train(
             contextlib.closing(make_pool(run.env, count, kind=kind, on_event=display.message))
         )
         agent = run.agent.build(pool.spec, device=device, seed=run.seed)
+        if checkpoint is None and not run.init and isinstance(agent, Wants) and agent.wanted:
+            raise UserError(f"{agent.wanted}; name the run that learned it with --init RUN")
         if not run.train.threads and device.type == "cpu":
             threads = _tune_threads(run, agent, pool, threads, checkpoint)
         compiled = accelerate(agent, mode, device)
-        if checkpoint is None and not run.init and isinstance(agent, Wants) and agent.wanted:
-            raise UserError(f"{agent.wanted}; name the run that learned it with --init RUN")
         if checkpoint is None and run.init:
             adopt_agent(agent, _source(Path(run.init), display.message))
         replay, data = _make_replay(run, pool, agent, device, run_dir)

@@ -28,7 +28,7 @@ from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn import precision
 from worldmodel.nn.optim import LaProp, without_gradient
 from worldmodel.nn.precision import Precision
-from worldmodel.nn.state import Skipped, joined, parted
+from worldmodel.nn.state import Skipped, differing, joined, parted
 from worldmodel.protocols import Decodes, Remembers, Truncates, Uncertain
 from worldmodel.rng import Stream
 from worldmodel.rollout import follow, imagine, trimmed
@@ -458,12 +458,9 @@ class Dreamer:
     def adopt(self, state: Mapping[str, Tensor]) -> None:
         """All of an agent that learned the same parts; of one that learned others, what it is and no moments."""
         groups, mine = parted(state), parted(self.state_dict())
-        theirs, ours = ({name: tuple(x.shape) for name, x in g["model"].items()} for g in (groups, mine))
-        wrong = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-        if wrong:
-            name = wrong[0]
-            there, here = theirs.get(name, "missing"), ours.get(name, "missing")
-            raise RuntimeError(f"{len(wrong)} tensors differ, first {name}, which is {there} there and {here} here")
+        difference = differing(groups["model"], mine["model"])
+        if difference:
+            raise RuntimeError(f"{difference} here")
         if groups["optim"]["mu"].shape != mine["optim"]["mu"].shape:
             groups["optim"] = mine["optim"]
         self.load_state_dict(joined(**groups))

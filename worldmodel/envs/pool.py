@@ -77,7 +77,7 @@ class Pool:
         """
         self._is_stepping = False
         with self._watch:
-            return _to_step(self._engine.reset(int(seed)))
+            return to_step(self._engine.reset(int(seed)))
 
     def step(self, action: Tensor) -> Step:
         """(N, A) float32 on any device; rows whose last step was ``is_last`` are reset instead. The same as
@@ -120,7 +120,7 @@ class Pool:
             raise EnvError(f"no step of {self.spec.name} is under way; call send(action) first")
         self._is_stepping = False
         with self._watch:
-            return _to_step(self._engine.receive())
+            return to_step(self._engine.receive())
 
     def _check_idle(self) -> None:
         if self._is_stepping:
@@ -258,7 +258,8 @@ def _random_action(spec: ActionSpec, rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(-1.0, 1.0, spec.size).astype(np.float32)
 
 
-def _to_step(step: BatchStep) -> Step:
+def to_step(step: BatchStep) -> Step:
+    """Arrays to tensors on the same memory."""
     return Step(
         obs={key: torch.from_numpy(x) for key, x in step.obs.items()},
         reward=torch.from_numpy(step.reward),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from worldmodel import tree
 from worldmodel.errors import CheckpointError, DivergenceError, StorageError
+from worldmodel.nn.state import differing
 from worldmodel.protocols import Adopts, Agent, EnvPool, Replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.config import TrainConfig
@@ -400,14 +401,11 @@ def restore_agent(agent: Agent[Any], checkpoint: Checkpoint) -> None:
     """
     saved, mine = agent_state(checkpoint), agent.state_dict()
     # a random stream's state has another size on another kind of device
-    theirs, ours = ({k: tuple(x.shape) for k, x in s.items() if not k.startswith("rng/")} for s in (saved, mine))
-    if theirs != ours:
-        wrong = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
-        first = wrong[0]
+    difference = differing(*({k: x for k, x in s.items() if not k.startswith("rng/")} for s in (saved, mine)))
+    if difference:
         raise CheckpointError(
-            f"{checkpoint.path} is of another agent: {len(wrong)} tensors differ, first {first}, which is "
-            f"{theirs.get(first, 'missing')} there and {ours.get(first, 'missing')} in what config.json describes; "
-            f"restore the run folder from a copy, or start a new run"
+            f"{checkpoint.path} is of another agent: {difference} in what config.json describes; restore the run "
+            f"folder from a copy, or start a new run"
         )
     agent.load_state_dict(saved)
 
