@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, dataclass_transform
 
@@ -75,3 +75,18 @@ def flatten_time(tree: T) -> T:
 def to(tree: T, device: torch.device | str) -> T:
     """Move every leaf to a device."""
     return pytree.tree_map(lambda x: x.to(device, non_blocking=True), tree)
+
+
+def differing(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str:
+    """How many tensors of two states differ in name or shape, and the first of them; empty where none does.
+
+    >>> differing({"w": torch.zeros(2)}, {"w": torch.zeros(3), "b": torch.zeros(1)})
+    '2 tensors differ, first b, which is missing there and (1,)'
+    """
+    there, here = ({name: tuple(x.shape) for name, x in state.items()} for state in (theirs, ours))
+    wrong = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+    if not wrong:
+        return ""
+    first = wrong[0]
+    shapes = f"{there.get(first, 'missing')} there and {here.get(first, 'missing')}"
+    return f"{len(wrong)} tensors differ, first {first}, which is {shapes}"

@@ -28,7 +28,7 @@ from worldmodel.models.latent import LatentModelConfig
 from worldmodel.nn import precision
 from worldmodel.nn.optim import LaProp, without_gradient
 from worldmodel.nn.precision import Precision
-from worldmodel.nn.state import Skipped, differing, joined, parted
+from worldmodel.nn.state import Skipped, joined, parted
 from worldmodel.protocols import Decodes, Remembers, Truncates, Uncertain
 from worldmodel.rng import Stream
 from worldmodel.rollout import follow, imagine, trimmed
@@ -458,7 +458,7 @@ class Dreamer:
     def adopt(self, state: Mapping[str, Tensor]) -> None:
         """All of an agent that learned the same parts; of one that learned others, what it is and no moments."""
         groups, mine = parted(state), parted(self.state_dict())
-        difference = differing(groups["model"], mine["model"])
+        difference = tree.differing(groups["model"], mine["model"])
         if difference:
             raise RuntimeError(f"{difference} here")
         if groups["optim"]["mu"].shape != mine["optim"]["mu"].shape:

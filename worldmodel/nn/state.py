@@ -40,21 +40,6 @@ def joined(**groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{group}/{name}": x for group, state in groups.items() for name, x in state.items()}
 
 
-def differing(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str:
-    """How many tensors of two states differ in name or shape, and the first of them; empty where none does.
-
-    >>> differing({"w": torch.zeros(2)}, {"w": torch.zeros(3), "b": torch.zeros(1)})
-    '2 tensors differ, first b, which is missing there and (1,)'
-    """
-    there, here = ({name: tuple(x.shape) for name, x in state.items()} for state in (theirs, ours))
-    wrong = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    if not wrong:
-        return ""
-    first = wrong[0]
-    shapes = f"{there.get(first, 'missing')} there and {here.get(first, 'missing')}"
-    return f"{len(wrong)} tensors differ, first {first}, which is {shapes}"
-
-
 def parted(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """What :func:`joined` made one."""
     groups: dict[str, dict[str, Tensor]] = {}

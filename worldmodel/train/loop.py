@@ -12,7 +12,6 @@ from torch import Tensor
 
 from worldmodel import tree
 from worldmodel.errors import CheckpointError, DivergenceError, StorageError
-from worldmodel.nn.state import differing
 from worldmodel.protocols import Adopts, Agent, EnvPool, Replay
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.config import TrainConfig
@@ -401,7 +400,7 @@ def restore_agent(agent: Agent[Any], checkpoint: Checkpoint) -> None:
     """
     saved, mine = agent_state(checkpoint), agent.state_dict()
     # a random stream's state has another size on another kind of device
-    difference = differing(*({k: x for k, x in s.items() if not k.startswith("rng/")} for s in (saved, mine)))
+    difference = tree.differing(*({k: x for k, x in s.items() if not k.startswith("rng/")} for s in (saved, mine)))
     if difference:
         raise CheckpointError(
             f"{checkpoint.path} is of another agent: {difference} in what config.json describes; restore the run "
