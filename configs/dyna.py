@@ -63,7 +63,8 @@ def model_free(version: ModelFree) -> DynaConfig:
         "sac": lambda: DynaConfig(model=None),
         "redq": lambda: DynaConfig(model=None, value=CriticsConfig(members=10, pessimism="drawn")),
         "edac": lambda: DynaConfig(
-            model=None, value=CriticsConfig(members=10, units=WIDE, diversity=1.0), policy=wide
+            model=None, value=CriticsConfig(members=10, units=WIDE, diversity=1.0, init="edac"),
+            policy=replace(wide, init="edac"),
         ),
         "bc": lambda: DynaConfig(model=None, rule=CloningConfig()),
         "td3bc": lambda: DynaConfig(model=None, rule=TD3BCConfig(), standardise=True, policy_delay=2),
@@ -122,7 +123,8 @@ def dreaming(version: Dreaming, *, ends: Ends = "never", refit_every: int = 0) -
             "policy_lr": 3e-5, "policy_lr_ends": 1_000_000, "standardise": True, "reward_unit": "returns",
         },
         "ravl": {
-            "value": CriticsConfig(members=10, units=WIDE, diversity=1.0), "policy": PolicyConfig(units=WIDE),
+            "value": CriticsConfig(members=10, units=WIDE, diversity=1.0, init="edac"),
+            "policy": PolicyConfig(units=WIDE, init="edac"),
         },
         "reach": {"value": CriticsConfig(norm="layer"), "reach": ReachConfig(detector="knn")},
     }

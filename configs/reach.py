@@ -26,6 +26,8 @@ from worldmodel.models.plateau import KnownConfig, Plateau, swing_up
 from worldmodel.types import ActionSpec, ArraySpec, Batch, EnvSpec
 
 DETECTOR = ReachConfig(detector="knn")
+RAVL: dict[str, Any] = {"members": 10, "diversity": 1.0, "init": "edac"}
+"""Critics as published; their policy begins as they do."""
 
 
 def studies() -> dict[str, Study]:
@@ -40,8 +42,8 @@ def plateau() -> Study:
         value = CriticsConfig(units=(64, 64), **{k: changes.pop(k) for k in VALUE if k in changes})
         return DynaConfig(
             model=KnownConfig(name="plateau"), branch=BranchConfig(rows=1000, every=400, keep=5, length=length),
-            policy=PolicyConfig(units=(64, 64)), value=value, real_ratio=0.0, discount=0.95, lr=1e-3, policy_lr=1e-3,
-            recent=2000, first=2000, **changes,
+            policy=PolicyConfig(units=(64, 64), init=value.init), value=value, real_ratio=0.0, discount=0.95, lr=1e-3,
+            policy_lr=1e-3, recent=2000, first=2000, **changes,
         )
 
     variants = {
@@ -54,7 +56,7 @@ def plateau() -> Study:
         "random": Variant(agent=dyna(patch="random"), seeds=1, said="the optimum in as many random targets"),
         "lcb10": Variant(agent=dyna(members=10, pessimism="lcb"), seeds=1, said="10 critics, mean - 3 std"),
         "min10": Variant(agent=dyna(members=10), seeds=1, said="min of 10 critics"),
-        "ravl": Variant(agent=dyna(members=10, diversity=1.0), seeds=1, said="min of 10, EDAC's eta 1, as published"),
+        "ravl": Variant(agent=dyna(**RAVL), seeds=1, said="min of 10, EDAC's eta 1, as published"),
         "min50": Variant(agent=dyna(members=50), seeds=0, said="min of 50 critics"),
     }
     healthy = [(name, "value/mean!", "<", 20.5) for name in ("k12", "patch", "reach")]
@@ -77,8 +79,8 @@ def pendulum() -> Study:
         value = CriticsConfig(units=(128, 128), **{k: changes.pop(k) for k in VALUE if k in changes})
         return DynaConfig(
             model=KnownConfig(name="pendulum"), branch=BranchConfig(rows=2000, every=500, keep=5, length=length),
-            policy=PolicyConfig(units=(128, 128)), value=value, real_ratio=0.05, rule=SoftConfig(backup="plain"),
-            recent=4000, first=4000, **changes,
+            policy=PolicyConfig(units=(128, 128), init=value.init), value=value, real_ratio=0.05,
+            rule=SoftConfig(backup="plain"), recent=4000, first=4000, **changes,
         )
 
     variants = {
@@ -94,10 +96,10 @@ def pendulum() -> Study:
         "layernorm20": Variant(agent=dyna(length=20, norm="layer"), seeds=0, said="k = 20, LayerNorm"),
         "min10": Variant(agent=dyna(members=10), seeds=0, said="k = 1, min of 10 critics"),
         "ravl": Variant(
-            agent=dyna(members=10, diversity=1.0), seeds=0, said="k = 1, min of 10, EDAC's eta 1, as published"
+            agent=dyna(**RAVL), seeds=0, said="k = 1, min of 10, EDAC's eta 1, as published"
         ),
         "ravl_layer": Variant(
-            agent=dyna(members=10, diversity=1.0, norm="layer"), seeds=0, said="k = 1, as published, with LayerNorm"
+            agent=dyna(**RAVL, norm="layer"), seeds=0, said="k = 1, as published, with LayerNorm"
         ),
     }
     return Study(
@@ -117,8 +119,9 @@ def arm() -> Study:
         value = CriticsConfig(units=(64, 64), **{k: changes.pop(k) for k in VALUE if k in changes})
         return DynaConfig(
             model=ArmConfig(), branch=BranchConfig(rows=500, every=300, keep=5, length=length),
-            policy=PolicyConfig(units=(64, 64)), value=value, real_ratio=0.05, rule=SoftConfig(backup="plain"),
-            recent=2000, first=2000, batch_size=128, lr=1e-3, policy_lr=1e-3, **changes,
+            policy=PolicyConfig(units=(64, 64), init=value.init), value=value, real_ratio=0.05,
+            rule=SoftConfig(backup="plain"), recent=2000, first=2000, batch_size=128, lr=1e-3, policy_lr=1e-3,
+            **changes,
         )
 
     variants = {
@@ -129,7 +132,7 @@ def arm() -> Study:
         ),
         "k20": Variant(agent=dyna(length=20), seeds=1, said="k = 20, min of 2 critics"),
         "ravl": Variant(
-            agent=dyna(members=10, diversity=1.0), seeds=1, said="k = 1, min of 10, EDAC's eta 1, as published"
+            agent=dyna(**RAVL), seeds=1, said="k = 1, min of 10, EDAC's eta 1, as published"
         ),
     }
     return Study(
@@ -170,7 +173,7 @@ def dreamer() -> Study:
     )
 
 
-VALUE = ("members", "norm", "pessimism", "beta", "diversity")
+VALUE = ("members", "norm", "pessimism", "beta", "diversity", "init")
 """What of a variant is a setting of its critics."""
 
 

@@ -28,12 +28,16 @@ class PolicyConfig:
     noise: Literal["squashed", "added"] = "squashed"
     """Where it is: inside of the tanh (SAC), or outside, with one standard deviation for all states (IQL), so that the
     likelihood of an action at its bounds is finite."""
+    init: Literal["torch", "edac"] = "torch"
+    """How it begins: as PyTorch's linear layers do, or EDAC's way, hidden biases of 0.1 and a last layer in 1e-3."""
 
     def __post_init__(self) -> None:
         if not self.units or min(self.units) < 1:
             raise ValueError(f"units must be widths of hidden layers, got {self.units}")
         if self.noise not in ("squashed", "added"):
             raise ValueError(f"noise must be squashed or added, got {self.noise!r}")
+        if self.init not in ("torch", "edac"):
+            raise ValueError(f"init must be torch or edac, got {self.init!r}")
 
     def build(self, feature_dim: int, action: ActionSpec) -> SquashedPolicy:
         if action.kind == "discrete" or not action.is_bounded:
@@ -52,11 +56,12 @@ class SquashedPolicy(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(actions)) if config.noise == "added" else None
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.out = nn.Linear(widths[-1], actions if config.noise == "added" else 2 * actions)
-        with torch.no_grad():
-            for layer in self.layers:
-                nn.init.constant_(cast(nn.Linear, layer).bias, 0.1)
-            for p in self.out.parameters():
-                p.uniform_(-1e-3, 1e-3)
+        if config.init == "edac":
+            with torch.no_grad():
+                for layer in self.layers:
+                    nn.init.constant_(cast(nn.Linear, layer).bias, 0.1)
+                for p in self.out.parameters():
+                    p.uniform_(-1e-3, 1e-3)
 
     def forward(self, features: Tensor) -> SquashedNormal | AddedNormal:
         """(..., F) -> distribution over (..., A)."""

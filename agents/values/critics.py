@@ -33,6 +33,9 @@ class CriticsConfig:
     diversity_in: Literal["absolute", "returns"] = "absolute"
     """Its unit: as published, or times the square of the spread of target values, without which it is the whole loss of
     a task whose rewards are small."""
+    init: Literal["torch", "edac"] = "torch"
+    """How they begin: as PyTorch's linear layers do, or EDAC's way, hidden biases of 0.1 and a last layer within 3e-3,
+    by which values and policies are close to linear far from the data."""
     rate: float = 0.005
     """Share of the fast weights that the slow copies take over after each update."""
 
@@ -43,6 +46,8 @@ class CriticsConfig:
             raise ValueError(f"drawn must be from 1 to members={self.members}, got {self.drawn}")
         if self.diversity and self.members < 2:
             raise ValueError("diversity needs at least 2 members")
+        if self.init not in ("torch", "edac"):
+            raise ValueError(f"init must be torch or edac, got {self.init!r}")
         if not 0 < self.rate <= 1:
             raise ValueError(f"rate must be in (0, 1], got {self.rate}")
 
@@ -61,12 +66,15 @@ class Critics(nn.Module):
             config.members, feature_dim + action.size, 1, units=config.units, norm=config.norm, activation="relu",
             init=_init,
         )
+        *hidden, last = (cast(EnsembleLinear, layer) for layer in self.fast.layers)
         with torch.no_grad():
-            *hidden, last = (cast(EnsembleLinear, layer) for layer in self.fast.layers)
-            for layer in hidden:
-                layer.bias.fill_(0.1)
-            for p in last.parameters():
-                p.uniform_(-3e-3, 3e-3)
+            for layer in (*hidden, last):
+                _init(layer.bias, layer.weight.shape[1])
+            if config.init == "edac":
+                for layer in hidden:
+                    layer.bias.fill_(0.1)
+                for p in last.parameters():
+                    p.uniform_(-3e-3, 3e-3)
         self.slow = copy.deepcopy(self.fast).requires_grad_(False)
 
     def every(self, features: Tensor, action: Tensor, *, slow: bool = False) -> Tensor:
@@ -123,6 +131,6 @@ class Critics(nn.Module):
         follow_(self.slow, self.fast, self.config.rate, healthy)
 
 
-def _init(weight: Tensor, fan_in: int) -> None:
-    """Uniform on +-1/sqrt(in), torch's own."""
-    nn.init.uniform_(weight, -(fan_in**-0.5), fan_in**-0.5)
+def _init(x: Tensor, fan_in: int) -> None:
+    """Uniform on +-1/sqrt(in), torch's own, of weights and biases."""
+    nn.init.uniform_(x, -(fan_in**-0.5), fan_in**-0.5)

@@ -22,6 +22,7 @@ from worldmodel.agents.values.critics import Critics, CriticsConfig
 from worldmodel.agents.values.reach import Reach, ReachConfig
 from worldmodel.agents.values.reach_aware import ReachAwareValueConfig
 from worldmodel.check.value import check_value_learner
+from worldmodel.configs import dyna
 from worldmodel.errors import MisfitError
 from worldmodel.models.analytic import Point
 from worldmodel.models.ensemble import EnsembleModelConfig
@@ -144,6 +145,26 @@ def test_the_critics_loss_is_summed_over_members_and_pays_for_agreement(unit: An
     # errors 0 and 9 of two members each; agreement 2 everywhere; the targets' variance is 2.25
     loss = critics.loss(torch.zeros(2, 2), action, target).detach()
     assert loss.tolist() == pytest.approx([expected, 18 + expected], abs=1e-4)
+
+
+def test_critics_and_policies_begin_as_pytorchs_layers_or_as_edacs() -> None:
+    for init in ("torch", "edac"):
+        hidden, last = CriticsConfig(units=(400,), members=3, init=init).build(100, ACTION).fast.layers
+        policy = PolicyConfig(units=(400,), init=init).build(100, ACTION)
+        (first,) = policy.layers
+        for weight, fan_in in ((hidden.weight, 102), (first.weight, 100)):  # uniform on +-1/sqrt(in)
+            assert float(weight.detach().std()) == pytest.approx((3 * fan_in) ** -0.5, rel=0.02)
+        for bias, fan_in in ((hidden.bias, 102), (first.bias, 100)):
+            if init == "edac":
+                assert bool((bias == 0.1).all())
+            else:
+                assert float(bias.detach().std()) == pytest.approx((3 * fan_in) ** -0.5, rel=0.1)
+        for layer, edac in ((last, 3e-3), (policy.out, 1e-3)):
+            limit = edac if init == "edac" else 400**-0.5
+            for p in layer.parameters():
+                assert 0.2 * limit < float(p.detach().abs().max()) <= limit
+    assert dyna.agent("ravl").value.init == dyna.agent("edac").policy.init == "edac"
+    assert dyna.agent("mbpo").value.init == dyna.agent("mopo").policy.init == "torch"
 
 
 def test_diversity_reaches_the_weights() -> None:
