@@ -53,7 +53,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "envs": FOUNDATION | {"envs"},
     "data": frozenset({"specs", "errors", "data"}),
     "replay": FOUNDATION | {"data", "replay"},
-    "train": FOUNDATION | {"train"},
+    "storage": frozenset({"errors"}),
+    "train": FOUNDATION | {"train", "storage"},
     "check": FOUNDATION | {"check", "envs", "presets"},
     "agents": FOUNDATION
     | {"agents", "nn", "models", "returns", "rollout", "planning", "distributions", "uncertainty", "kernels"},
@@ -71,12 +72,13 @@ ALLOWED: dict[str, frozenset[str]] = {
     "published": frozenset({"errors"}),
     "sweep": frozenset({"errors", "arguments", "sweep", "config", "presets", "train"}),
     "report": FOUNDATION | {"", "report", "config", "published", "train"},
-    "runs": FOUNDATION | {"config", "data", "envs", "replay", "train", "trained"},
+    "runs": FOUNDATION | {"config", "data", "envs", "replay", "train", "trained", "storage"},
     "cli": FOUNDATION
     | {"", "arguments", "bench", "check", "config", "datasets", "doctor", "export", "info", "listing", "options"}
     | {"presets", "report", "runs", "sweep", "train"},
     "bench": FOUNDATION
-    | {"bench", "kernels", "nn", "config", "runs", "envs", "replay", "train", "planning", "presets", "report"},
+    | {"bench", "kernels", "nn", "config", "runs", "envs", "replay", "train", "planning", "presets", "report"}
+    | {"storage"},
     "collect": FOUNDATION | {"config", "data", "envs", "replay", "runs"},
     "datasets": frozenset({"errors", "arguments", "collect", "data", "envs", "options", "presets"}),
     "__main__": frozenset({"cli"}),

@@ -20,13 +20,14 @@ from worldmodel.config import Run
 from worldmodel.data.formats import absolute, open_dataset
 from worldmodel.data.tasks import of_tasks
 from worldmodel.envs.pool import make_pool
-from worldmodel.errors import DivergenceError, EnvError, StorageError, UserError
+from worldmodel.errors import DivergenceError, EnvError, UserError
 from worldmodel.protocols import Agent, EnvPool, Replay, Wants
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.mixed import MixedReplay, split
 from worldmodel.replay.offline import fill_replay
 from worldmodel.replay.ring import RingReplay, make_replay
 from worldmodel.specs import evaluation_env
+from worldmodel.storage import replacing
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.compile import Mode, accelerate
 from worldmodel.train.display import Display
@@ -179,21 +180,12 @@ def prepare_cpu(run: Run) -> int:
 
 def _write_document(run_dir: Path, document: dict[str, Any]) -> None:
     """Write config.json so that at every moment there is the old one or the new one, whole."""
-    path, part = run_dir / configs.CONFIG, run_dir / f"{_PART}{os.getpid()}"
-    try:
+    with contextlib.suppress(OSError):
         for left in run_dir.glob(f"{_PART}*"):  # by a process that was killed here
             left.unlink()
-        with part.open("w") as file:
-            file.write(json.dumps(document, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {path}: {error.strerror}; free some space or make the folder writable"
-        ) from error
+    path, advice = run_dir / configs.CONFIG, "free some space or make the folder writable"
+    with replacing(path, otherwise=advice) as file:
+        file.write((json.dumps(document, indent=2) + "\n").encode())
 
 
 def _checkpoints(run_dir: Path, keep: int = 2) -> Checkpoints:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.tool import load_tool
+
 ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("faults_tool", ROOT / "tools" / "faults.py")
-assert _spec is not None and _spec.loader is not None
-tool = importlib.util.module_from_spec(_spec)
-_before = list(sys.path)
-_spec.loader.exec_module(tool)
-sys.path[:] = _before
+tool = load_tool("faults")
 
 ELSEWHERE = {"F17"}
 """Needs a GPU."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.tool import load_tool
 from worldmodel import bench, cli
 from worldmodel.bench import envs, kernels, peers, report
 from worldmodel.bench.parts import Watch
@@ -263,11 +263,7 @@ def test_an_update_beside_a_peer(fake: Path, tmp_path: Path, capsys: pytest.Capt
 def adapter(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A real adapter as a module; what it imports of its peer it imports later."""
     monkeypatch.syspath_prepend(str(ROOT / "tools" / "peers"))
-    spec = importlib.util.spec_from_file_location("adapter", ROOT / "tools" / "peers" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(f"peers/{name}")
 
 
 def test_r2dreamer_gets_the_sizes_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

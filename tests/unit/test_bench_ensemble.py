@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,13 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tool import load_tool
 from worldmodel.models.ensemble import EnsembleModelConfig
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "bench_ensemble.py"
-_spec = importlib.util.spec_from_file_location("bench_ensemble_tool", PATH)
-assert _spec is not None and _spec.loader is not None
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
+tool = load_tool("bench_ensemble")
 
 
 def test_the_peer_gets_the_numbers_that_ours_learns_from(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tool import load_tool
 from worldmodel.envs.pool import make_pool
 from worldmodel.types import Transitions
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "cql_study.py"
-_spec = importlib.util.spec_from_file_location("cql_study", PATH)
-assert _spec is not None and _spec.loader is not None
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
+tool = load_tool("cql_study")
 
 
 def test_greedy_follows_the_critic_whatever_the_policy_does(monkeypatch: pytest.MonkeyPatch) -> None:

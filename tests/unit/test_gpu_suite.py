@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import signal
 import subprocess
@@ -14,15 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.tool import load_tool
 from worldmodel import presets
 from worldmodel.arguments import BenchOptions, TrainOptions
 
 ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("gpu_suite", ROOT / "tools" / "gpu_suite.py")
-assert _spec is not None and _spec.loader is not None
-tool = importlib.util.module_from_spec(_spec)
-sys.modules["gpu_suite"] = tool
-_spec.loader.exec_module(tool)
+tool = load_tool("gpu_suite")
 
 
 def suite(folder: Path, **changes: Any) -> Any:

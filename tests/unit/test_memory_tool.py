@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "memory.py"
-_spec = importlib.util.spec_from_file_location("memory_tool", PATH)
-assert _spec is not None and _spec.loader is not None
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
+from tests.tool import load_tool
+
+tool = load_tool("memory")
 
 
 class Model:

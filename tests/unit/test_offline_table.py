@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,10 @@ import gymnasium
 import numpy as np
 import pytest
 
+from tests.tool import load_tool
 from worldmodel.envs.gym import GymConfig
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "offline_table.py"
-_spec = importlib.util.spec_from_file_location("offline_table", PATH)
-assert _spec is not None and _spec.loader is not None
-tool = importlib.util.module_from_spec(_spec)
-sys.modules["offline_table"] = tool
-_spec.loader.exec_module(tool)
+tool = load_tool("offline_table")
 
 
 class Line(gymnasium.Env[Any, Any]):

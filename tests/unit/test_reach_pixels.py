@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -12,18 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tool import load_tool
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def tool() -> Any:
     torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("reach_pixels", ROOT / "tools" / "reach_pixels.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reach_pixels"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("reach_pixels")
 
 
 def test_data_is_whole_episodes_with_actions_before_what_they_led_to(tool: Any) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from tests.tool import load_tool
+
 ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("results_table", ROOT / "tools" / "results_table.py")
-assert _spec is not None and _spec.loader is not None
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
+tool = load_tool("results_table")
 
 RESULT = {
     "command": "worldmodel train quickstart", "seeds": [0, 1], "parallel": 1, "returns": [3.0, 4.0], "pass_at": 3.5,

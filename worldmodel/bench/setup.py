@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from worldmodel.bench.timing import Clock, Plan, clock_of
 from worldmodel.config import Run, to_json
-from worldmodel.errors import StorageError
 from worldmodel.nn import precision as numbers
 from worldmodel.protocols import Agent
 from worldmodel.replay.config import ReplayConfig
 from worldmodel.replay.ring import RingReplay, make_replay
 from worldmodel.runs import pick_device, prepare_cpu
+from worldmodel.storage import replacing
 from worldmodel.train.compile import accelerate
 from worldmodel.train.manifest import provenance
 from worldmodel.types import ArraySpec, EnvSpec, Step
@@ -187,11 +187,5 @@ def load() -> float:
 
 def write(path: Path, document: dict[str, Any]) -> None:
     """One JSON file. Raises StorageError where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # a process that is killed leaves the file that was there
-        beside = path.with_name(f".{path.name}.part")
-        beside.write_text(json.dumps(document, indent=1) + "\n")
-        beside.replace(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}; give another --json") from error
+    with replacing(path, otherwise="give another --json") as file:
+        file.write((json.dumps(document, indent=1) + "\n").encode())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from worldmodel.errors import StorageError, UserError, unknown
+from worldmodel.errors import UserError, unknown
+from worldmodel.storage import replacing
 
 Point = tuple[float, float, float, float]
 """(frames, mean, low, high) of one evaluation."""
@@ -47,7 +46,7 @@ def save_animation(path: Path, frames: Any, fps: float) -> Path:
     images = _frames(frames)
     if not 0 < fps <= 100:
         raise ValueError(f"fps must be in (0, 100], got {fps}")
-    with _replacing(path) as file:
+    with replacing(path) as file:
         writers[path.suffix](file, images, fps)
     return path
 
@@ -55,7 +54,7 @@ def save_animation(path: Path, frames: Any, fps: float) -> Path:
 def write_png(path: Path, image: Any) -> Path:
     """Write one picture, (h, w, 3) or (h, w, 1) uint8; errors as in :func:`save_animation`."""
     picture = _frames(_numpy(image)[None])[0]
-    with _replacing(Path(path)) as file:
+    with replacing(Path(path)) as file:
         Image.fromarray(picture).save(file, format="PNG")
     return Path(path)
 
@@ -118,7 +117,7 @@ def learning_curve_png(
     chart.draw_curves()
     chart.legend()
     picture = chart.picture.resize(size, Image.Resampling.LANCZOS)
-    with _replacing(Path(path)) as file:
+    with replacing(Path(path)) as file:
         picture.save(file, format="PNG", optimize=True)
     return Path(path)
 
@@ -172,22 +171,6 @@ def _strip(images: np.ndarray, colour: np.ndarray, scale: int) -> np.ndarray:
 
 
 # Files
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                yield file
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        cause = error.strerror or str(error)
-        raise StorageError(f"cannot write {path}: {cause}; check the free space and the permissions there") from error
 
 
 def _write_apng(file: IO[bytes], images: np.ndarray, fps: float) -> None:
