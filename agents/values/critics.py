@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import check_range
-from worldmodel.nn.ensemble import EnsembleLinear, EnsembleMLP
+from worldmodel.nn.ensemble import EnsembleLinear, EnsembleMLP, uniform
 from worldmodel.nn.normed import Standardise
 from worldmodel.nn.slow import follow_
 from worldmodel.types import ActionSpec
@@ -64,13 +64,11 @@ class Critics(nn.Module):
         self.inputs = Standardise(feature_dim)
         self.fast = EnsembleMLP(
             config.members, feature_dim + action.size, 1, units=config.units, norm=config.norm, activation="relu",
-            init=_init,
+            init=uniform, bias=uniform,
         )
-        *hidden, last = (cast(EnsembleLinear, layer) for layer in self.fast.layers)
-        with torch.no_grad():
-            for layer in (*hidden, last):
-                _init(layer.bias, layer.weight.shape[1])
-            if config.init == "edac":
+        if config.init == "edac":
+            *hidden, last = (cast(EnsembleLinear, layer) for layer in self.fast.layers)
+            with torch.no_grad():
                 for layer in hidden:
                     layer.bias.fill_(0.1)
                 for p in last.parameters():
@@ -129,8 +127,3 @@ class Critics(nn.Module):
     def track(self, healthy: Tensor) -> None:
         """Move the slow copies after an update; an unhealthy update moves nothing."""
         follow_(self.slow, self.fast, self.config.rate, healthy)
-
-
-def _init(x: Tensor, fan_in: int) -> None:
-    """Uniform on +-1/sqrt(in), torch's own, of weights and biases."""
-    nn.init.uniform_(x, -(fan_in**-0.5), fan_in**-0.5)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from worldmodel.agents.values.reach import ReachConfig
 from worldmodel.errors import check_range
-from worldmodel.nn.ensemble import EnsembleMLP
+from worldmodel.nn.ensemble import EnsembleMLP, uniform
 from worldmodel.nn.slow import follow_
 
 
@@ -52,7 +52,8 @@ class ReachAwareValue(nn.Module):
         super().__init__()
         self.config = config
         self.fast = EnsembleMLP(
-            config.members, feature_dim, 1, units=config.units, norm=config.norm, activation="relu", out_scale=0.1
+            config.members, feature_dim, 1, units=config.units, norm=config.norm, activation="relu", init=uniform,
+            bias=uniform, out_scale=0.1,
         )
         self.slow = copy.deepcopy(self.fast).requires_grad_(False)
         self.reach = config.reach.build(feature_dim)

@@ -20,16 +20,25 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def uniform(x: Tensor, fan_in: int) -> None:
+    """On +-1/sqrt(in), which PyTorch's own linear layers draw weights and biases from."""
+    x.uniform_(-(fan_in**-0.5), fan_in**-0.5)
+
+
 class EnsembleLinear(nn.Module):
     """E linear layers; ``weight`` (E, in, out), ``bias`` (E, out)."""
 
-    def __init__(self, members: int, inputs: int, outputs: int, *, init: Init = init_weight) -> None:
+    def __init__(
+        self, members: int, inputs: int, outputs: int, *, init: Init = init_weight, bias: Init | None = None
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
         self.bias = nn.Parameter(torch.zeros(members, outputs))
         with torch.no_grad():
             for member in self.weight:
                 init(member, inputs)
+            if bias is not None:
+                bias(self.bias, inputs)
 
     def forward(self, x: Tensor, members: Tensor | None = None) -> Tensor:
         """(E, N, in), or (1, N, in) for all alike -> (E, N, out); ``members`` (K,) int64: of these alone."""
@@ -77,13 +86,15 @@ class EnsembleMLP(nn.Module):
         self, members: int, inputs: int, outputs: int, *, units: tuple[int, ...],
         norm: Literal["layer", "rms", "first", "none"] = "layer",
         activation: Literal["mish", "silu", "elu", "relu", "tanh"] = "mish",
-        dropout: float = 0.0, init: Init = init_weight, out_scale: float = 1.0,
+        dropout: float = 0.0, init: Init = init_weight, bias: Init | None = None, out_scale: float = 1.0,
     ) -> None:
         """Args:
             units: widths of the hidden layers.
             norm: "first": a LayerNorm in the first hidden layer alone, and a tanh instead of its activation (TD-MPC).
             dropout: in the first hidden layer alone, before its norm (TD-MPC2), where a call asks for it.
             init: of every weight; the default is the house's, with standard deviation 1/sqrt(in).
+            bias: of every bias; None: 0. A ReLU network whose biases are 0 answers twice as much to an input twice as
+                far out, so that what grows where the data is grows without end beyond it.
             out_scale: multiplies the last layer's initial weights; 0 makes every member begin at 0.
         """
         super().__init__()
@@ -93,7 +104,7 @@ class EnsembleMLP(nn.Module):
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         widths = (inputs, *units, outputs)
         self.members, self.dropout = members, dropout
-        layers = [EnsembleLinear(members, a, b, init=init) for a, b in itertools.pairwise(widths)]
+        layers = [EnsembleLinear(members, a, b, init=init, bias=bias) for a, b in itertools.pairwise(widths)]
         self.layers = nn.ModuleList(layers)
         self.norms: nn.ModuleList | None = None
         self.is_bounded = norm == "first"

@@ -11,7 +11,7 @@ from worldmodel.agents.dyna.policy import AddedNormal, SquashedNormal, SquashedP
 from worldmodel.agents.dyna.rules.base import Learner, Losses
 from worldmodel.agents.values.expectile import advantage_weight, expectile_loss
 from worldmodel.errors import check_range
-from worldmodel.nn.ensemble import EnsembleMLP
+from worldmodel.nn.ensemble import EnsembleMLP, uniform
 from worldmodel.nn.normed import Standardise
 from worldmodel.types import ActionSpec, Transitions
 
@@ -46,7 +46,9 @@ class IQL(nn.Module):
         super().__init__()
         self.config = config
         self.inputs = Standardise(feature_dim)
-        self.net = EnsembleMLP(1, feature_dim, 1, units=config.units, norm="none", activation="relu")
+        self.net = EnsembleMLP(
+            1, feature_dim, 1, units=config.units, norm="none", activation="relu", init=uniform, bias=uniform
+        )
 
     def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         return [*self.net.parameters()], []
