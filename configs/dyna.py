@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from worldmodel.agents.dyna.adversary import AdversaryConfig
@@ -38,6 +38,31 @@ ENDS: dict[str, Ends] = {
 """What ends an episode of these; nothing ends those of others. It is held against the data before dreams begin."""
 
 WIDE = (256, 256, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What MBPO's authors chose for a task, in decisions."""
+
+    entropy: float | None = None
+    """That is kept, in nats; None: minus the number of actions."""
+    updates: int = 10
+    """Of one decision."""
+    first: int = 1000
+    """Random decisions before the first update."""
+    grown: int = 0
+    """Steps of a branch in the end; 0: one throughout."""
+    grows: tuple[int, int] = (20_000, 150_000)
+    """Decisions between which they grow."""
+
+
+SCHEDULES = {
+    "InvertedPendulum": Schedule(entropy=-0.05, first=500),
+    "Hopper": Schedule(entropy=-1.0, updates=20, first=5000, grown=15),
+    "Walker2d": Schedule(entropy=-3.0, updates=20, first=5000),
+    "HalfCheetah": Schedule(entropy=-3.0, updates=40, first=5000),
+}
+"""Of MBPO alone, and of tasks that its authors left as they are."""
 
 
 def agent(version: Version = "mbpo", *, ends: Ends = "never", refit_every: int = 0) -> DynaConfig:
@@ -138,18 +163,27 @@ def environment(name: str) -> GymConfig | DMCConfig:
 
 
 def dyna(env: str = "Pendulum-v1", version: Version = "mbpo") -> Run:
-    """Gymnasium or DMC from state by MBPO, by its offline kin, or without dreams (docs/offline.md has the table).
+    """Gymnasium or DMC from state by MBPO, with its authors' schedules, by its offline kin, or without dreams
+    (docs/offline.md has the table).
 
     Args: env: an id of Gymnasium, or "dmc:TASK" for a task of the Control Suite.
     """
-    ends: Ends = ENDS.get(env.partition("-")[0], "never")
-    # an update sees 32 x 8 steps: 10 updates a decision
+    name = env.partition("-")[0]
+    it = SCHEDULES.get(name, Schedule()) if version == "mbpo" else Schedule()
+    chosen = agent(version, ends=ENDS.get(name, "never"), refit_every=250 * it.updates)
+    if version == "mbpo":
+        grows = (it.grows[0] * it.updates, it.grows[1] * it.updates)
+        chosen = replace(
+            chosen, branch=replace(chosen.branch, grown=it.grown, grows=grows), first=it.first,
+            rule=SoftConfig(temperature=TemperatureConfig(target=it.entropy)),
+        )
     return Run(
         env=environment(env),
-        agent=agent(version, ends=ends, refit_every=2500),
+        agent=chosen,
+        # an update sees 32 x 8 steps
         replay=ReplayConfig(capacity=1_000_000, batch_size=32, length=8),
         train=TrainConfig(
-            steps=10_000, num_envs=1, train_ratio=2560, eval_every=2_000, eval_episodes=10, eval_envs=5,
+            steps=10_000, num_envs=1, train_ratio=256 * it.updates, eval_every=2_000, eval_episodes=10, eval_envs=5,
             log_steps=500, threads=1,
         ),
         published="nobody's at this length: MBPO's curves are of MuJoCo tasks (Janner et al. 2019, figure 2)",

@@ -167,6 +167,16 @@ def test_critics_and_policies_begin_as_pytorchs_layers_or_as_edacs() -> None:
     assert dyna.agent("mbpo").value.init == dyna.agent("mopo").policy.init == "torch"
 
 
+def test_mbpo_has_its_authors_schedules_and_others_do_not() -> None:
+    hopper, pendulum, other = dyna.dyna("Hopper-v5"), dyna.dyna("InvertedPendulum-v5"), dyna.dyna("Hopper-v5", "sac")
+    branch = hopper.agent.branch  # 20 updates a decision
+    assert [branch.at(20 * decisions) for decisions in (0, 20_000, 85_000, 150_000, 10**6)] == [1, 1, 8, 15, 15]
+    assert (hopper.agent.rule.temperature.target, hopper.agent.first, hopper.agent.refit_every) == (-1.0, 5000, 5000)
+    assert (hopper.train.train_ratio, pendulum.train.train_ratio, other.train.train_ratio) == (5120, 2560, 2560)
+    assert (pendulum.agent.rule.temperature.target, pendulum.agent.first) == (-0.05, 500)
+    assert pendulum.agent.branch.at(10**9) == 1 and other.agent.rule.temperature.target is None
+
+
 def test_diversity_reaches_the_weights() -> None:
     torch.manual_seed(0)
     critics = CriticsConfig(members=3, units=(8,), diversity=1.0).build(2, ACTION)
