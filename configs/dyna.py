@@ -25,10 +25,10 @@ from worldmodel.replay.config import ReplayConfig
 from worldmodel.train.config import TrainConfig
 
 ModelFree = Literal["sac", "redq", "edac", "bc", "td3bc", "iql", "cql"]
-Dreaming = Literal["mbpo", "coplanner", "mopo", "morel", "combo", "rambo", "mobile", "leq", "ravl", "reach"]
+Dreaming = Literal["mbpo", "ftfl", "coplanner", "mopo", "morel", "combo", "rambo", "mobile", "leq", "ravl", "reach"]
 Version = Literal[
     "sac", "redq", "edac", "bc", "td3bc", "iql", "cql",
-    "mbpo", "coplanner", "mopo", "morel", "combo", "rambo", "mobile", "leq", "ravl", "reach",
+    "mbpo", "ftfl", "coplanner", "mopo", "morel", "combo", "rambo", "mobile", "leq", "ravl", "reach",
 ]
 
 ENDS: dict[str, Ends] = {
@@ -62,7 +62,7 @@ SCHEDULES = {
     "Walker2d": Schedule(entropy=-3.0, updates=20, first=5000),
     "HalfCheetah": Schedule(entropy=-3.0, updates=40, first=5000),
 }
-"""Of MBPO alone, and of tasks that its authors left as they are."""
+"""Of MBPO, and of tasks that its authors left as they are."""
 
 
 def agent(version: Version = "mbpo", *, ends: Ends = "never", refit_every: int = 0) -> DynaConfig:
@@ -105,8 +105,9 @@ def model_free(version: ModelFree) -> DynaConfig:
 
 
 def dreaming(version: Dreaming, *, ends: Ends = "never", refit_every: int = 0) -> DynaConfig:
-    """mbpo: Janner et al. 2019, branches of one step. coplanner: Wang et al. 2024, its numbers for vectors, on mbpo.
-    mopo: Yu et al. 2020, combo: Yu et al. 2021, mobile: Sun et al. 2023, all three by OfflineRL-Kit. rambo: Rigter et
+    """mbpo: Janner et al. 2019, branches of one step. ftfl: Barkley and Fridovich-Keil 2025, the same with what a model
+    predicts, and in which unit, mended for the Control Suite. coplanner: Wang et al. 2024, its numbers for vectors, on
+    mbpo. mopo: Yu et al. 2020, combo: Yu et al. 2021, mobile: Sun et al. 2023, all three by OfflineRL-Kit. rambo: Rigter et
     al. 2022. morel: Kidambi et al. 2020, whose policy gradient is SAC here. leq: Park and Lee 2025. ravl: Sims et al.
     2024, its README's example. reach: ours.
     """
@@ -116,6 +117,10 @@ def dreaming(version: Dreaming, *, ends: Ends = "never", refit_every: int = 0) -
     shared: dict[str, Any] = {"model": model, "branch": branch, "refit_every": refit_every}
     changes: dict[Dreaming, dict[str, Any]] = {
         "mbpo": {"branch": BranchConfig(rows=10_000, every=1000, keep=2, length=1)},
+        "ftfl": {
+            "model": replace(model, predicts="next", targets="standard"),
+            "branch": BranchConfig(rows=10_000, every=1000, keep=2, length=1),
+        },
         "coplanner": {
             "model": replace(model, uncertainty="average_std"),
             "branch": BranchConfig(rows=10_000, every=1000, keep=2, length=1),
@@ -169,9 +174,9 @@ def dyna(env: str = "Pendulum-v1", version: Version = "mbpo") -> Run:
     Args: env: an id of Gymnasium, or "dmc:TASK" for a task of the Control Suite.
     """
     name = env.partition("-")[0]
-    it = SCHEDULES.get(name, Schedule()) if version == "mbpo" else Schedule()
+    it = SCHEDULES.get(name, Schedule()) if version in ("mbpo", "ftfl") else Schedule()
     chosen = agent(version, ends=ENDS.get(name, "never"), refit_every=250 * it.updates)
-    if version == "mbpo":
+    if version in ("mbpo", "ftfl"):
         grows = (it.grows[0] * it.updates, it.grows[1] * it.updates)
         chosen = replace(
             chosen, branch=replace(chosen.branch, grown=it.grown, grows=grows), first=it.first,

@@ -63,6 +63,12 @@ class EnsembleModelConfig:
     """What ``disagreement`` is, see worldmodel/models/heuristics.py."""
     ends: Ends = "never"
     """Which states end an episode, see worldmodel/models/termination.py."""
+    predicts: Literal["change", "next"] = "change"
+    """What networks say of the next observation: how it differs from this one, or what it is (Barkley and
+    Fridovich-Keil 2025)."""
+    targets: Literal["raw", "standard"] = "raw"
+    """Their unit: as they are, or each number, and the reward, by its standard deviation in the data, so that none is
+    learned last, and none decides alone when a member is good, for being small or large (the same)."""
     noise: Literal["sampled", "mean"] = "sampled"
     """Whether a step draws from the member's Gaussian or takes its mean."""
 
@@ -73,6 +79,10 @@ class EnsembleModelConfig:
             raise ValueError(f"elites must be from 1 to members={self.members}, got {self.elites}")
         if self.bounds[0] >= self.bounds[1]:
             raise ValueError(f"bounds must be (lower, upper) log-variances, got {self.bounds}")
+        if self.predicts not in ("change", "next") or self.targets not in ("raw", "standard"):
+            raise ValueError(
+                f"predicts must be change or next, targets raw or standard, got {self.predicts!r} and {self.targets!r}"
+            )
         if self.uncertainty not in HEURISTICS or self.ends not in TERMINATIONS:
             raise ValueError(f"uncertainty {self.uncertainty!r} or ends {self.ends!r} does not exist")
 
@@ -104,6 +114,7 @@ class EnsembleModel(nn.Module):
         self.lower = nn.Parameter(torch.full((config.members, self.outputs), low))
         self.upper = nn.Parameter(torch.full((config.members, self.outputs), high))
         self.inputs = Standardise(inputs)
+        self.targets = Standardise(self.outputs) if config.targets == "standard" else None
         self.register_buffer("elite", torch.arange(config.elites))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.int64))
         self.ends = TERMINATIONS[config.ends]
@@ -162,7 +173,13 @@ class EnsembleModel(nn.Module):
 
     def gaussians(self, x: Tensor, action: Tensor, members: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(..., n), (..., A) to mean and log-variance (E, ..., n+1) of change and reward."""
-        return self._bounded(self.net(self._scaled(x, action), members), members)
+        mean, log_var = self._bounded(self.net(self._scaled(x, action), members), members)
+        if self.targets is not None:
+            mean = mean * self.targets.scale + self.targets.shift
+            log_var = log_var + 2 * self.targets.scale.log()
+        if self.config.predicts == "next":
+            mean = mean - F.pad(x, (0, 1))
+        return mean, log_var
 
     def outcomes(self, state: Observed, action: Tensor, count: int) -> Tensor:
         """(count, elites, ..., n) next observations drawn from every elite."""
@@ -193,16 +210,20 @@ class EnsembleModel(nn.Module):
         """Standardise inputs, learn until no member gets better on held-out data, keep each at its best, choose elites.
 
         Args: data (N, ...) with observations as features; holdout (N,) bool.
-        Returns: "holdout_mse" of the elites, "train_loss", "rounds".
+        Returns: "holdout_mse" of the elites in the unit of ``config.targets``, "train_loss", "rounds".
         Raises: UserError without data on both sides, and where the ends in the data are not those of the config.
         """
         if not 0 < int(holdout.sum()) < len(holdout):
             raise UserError(f"{len(holdout)} transitions, {int(holdout.sum())} held out, are too few to fit dynamics")
         self.check_ends(data)
         inputs = torch.cat([data.x, data.action], -1)
-        target = torch.cat([data.next_x - data.x, data.reward.unsqueeze(-1)], -1)
+        came = data.next_x - data.x if self.config.predicts == "change" else data.next_x
+        target = torch.cat([came, data.reward.unsqueeze(-1)], -1)
         kept, held = ~holdout, holdout
         self.inputs.measure(inputs[kept])
+        if self.targets is not None:
+            self.targets.measure(target[kept])
+            target = self.targets(target)
         found = self._rounds(self.inputs(inputs[kept]), target[kept], self.inputs(inputs[held]), target[held])
         self.fitted.add_(1)
         return found
@@ -239,8 +260,8 @@ class EnsembleModel(nn.Module):
         }
 
     def update(self, optimizer: Adam, x: Tensor, y: Tensor) -> Tensor:
-        """One step of every member on rows of its own: scaled inputs (E, N, in), changes and rewards (E, N, n+1).
-        Returns the loss, () without decay."""
+        """One step of every member on rows of its own: scaled inputs (E, N, in), what it predicts of them, in its unit,
+        (E, N, n+1). Returns the loss, () without decay."""
         mean, log_var = self._bounded(self.net.each(x))
         loss = gaussian_loss(mean, log_var, y).mean(1).sum() + self.pull()
         optimizer.backward(loss)
