@@ -107,9 +107,9 @@ def model_free(version: ModelFree) -> DynaConfig:
 def dreaming(version: Dreaming, *, ends: Ends = "never", refit_every: int = 0) -> DynaConfig:
     """mbpo: Janner et al. 2019, branches of one step. ftfl: Barkley and Fridovich-Keil 2025, the same with what a model
     predicts, and in which unit, mended for the Control Suite. coplanner: Wang et al. 2024, its numbers for vectors, on
-    mbpo. mopo: Yu et al. 2020, combo: Yu et al. 2021, mobile: Sun et al. 2023, all three by OfflineRL-Kit. rambo: Rigter et
-    al. 2022. morel: Kidambi et al. 2020, whose policy gradient is SAC here. leq: Park and Lee 2025. ravl: Sims et al.
-    2024, its README's example. reach: ours.
+    mbpo. mopo: Yu et al. 2020, combo: Yu et al. 2021, mobile: Sun et al. 2023, all three by OfflineRL-Kit. rambo:
+    Rigter et al. 2022. morel: Kidambi et al. 2020, whose policy gradient is SAC here. leq: Park and Lee 2025. ravl:
+    Sims et al. 2024, its README's example. reach: ours.
     """
     model = EnsembleModelConfig(ends=ends)
     branch = BranchConfig(rows=50_000, every=1000, keep=5, length=5)

@@ -57,7 +57,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = 40
 """Of a behaviour policy, evenly spaced: "medium" and "expert" are two of them."""
 SETS = ("mixed", "medium", "expert", "random")
-ONLINE = ("sac", "redq", "mbpo", "coplanner")
+ONLINE = ("sac", "redq", "mbpo", "ftfl", "coplanner")
 """Versions that are not meant for data alone: on request."""
 OFFLINE = tuple(name for name in get_args(Version) if name not in ONLINE)
 

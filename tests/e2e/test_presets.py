@@ -31,7 +31,7 @@ SMALL = "--agent.first 4 --agent.policy.units 8 --agent.value.units 8"
 DREAMS = f"{SMALL} --agent.branch.rows 16 --agent.model.max-rounds 1 --agent.model.units 8"
 DYNA = {
     **dict.fromkeys(("sac", "redq", "edac", "bc", "td3bc", "iql", "cql"), SMALL),
-    **dict.fromkeys(("mbpo", "mopo", "combo", "mobile", "ravl", "reach"), DREAMS),
+    **dict.fromkeys(("mbpo", "ftfl", "mopo", "combo", "mobile", "ravl", "reach"), DREAMS),
     "coplanner": f"{DREAMS} --agent.dreaming.candidates 2 --agent.acting.candidates 2",
     "morel": f"{DREAMS} --agent.branch.length 4",
     "rambo": f"{DREAMS} --agent.clone-first 2 --agent.adversary.every 2 --agent.adversary.steps 3 "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from worldmodel.errors import MisfitError, UserError
 from worldmodel.models.ensemble import EnsembleModel, EnsembleModelConfig, Observed, gaussian_loss
 from worldmodel.models.heuristics import HEURISTICS, rank_correlation
 from worldmodel.models.termination import TERMINATIONS
+from worldmodel.nn.ensemble import EnsembleLinear
 from worldmodel.nn.optim import Adam
 from worldmodel.protocols import Fits, Likely, Uncertain, Varies
 from worldmodel.types import ActionSpec, ArraySpec, Batch, EnvSpec, Transitions
@@ -108,6 +110,46 @@ def test_each_member_is_kept_at_its_best_and_elites_are_the_best_of_them() -> No
     truth = torch.cat([data.next_x - data.x, data.reward[:, None]], 1)[held]
     errors = (mean - truth).square().mean((1, 2))
     assert m.elite.tolist() == errors.argsort()[:5].tolist()
+
+
+@pytest.mark.parametrize("predicts", ["change", "next"])
+@pytest.mark.parametrize("targets", ["raw", "standard"])
+def test_whatever_networks_predict_the_seam_is_change_and_reward_as_they_are(predicts: str, targets: str) -> None:
+    m, x = model(predicts=predicts, targets=targets), torch.tensor([[3.0, -2.0]])
+    if m.targets is not None:
+        m.targets.shift.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        m.targets.scale.copy_(torch.tensor([10.0, 20.0, 30.0]))
+    with torch.no_grad():
+        last = cast(EnsembleLinear, m.net.layers[-1])
+        last.weight.zero_()
+        last.bias[:] = torch.tensor([0.5, 0.5, 0.5, -1.0, -1.0, -1.0])
+        mean, log_var = m.gaussians(x, torch.zeros(1, 1))
+        said, spread = m._bounded(m.net(torch.zeros(1, 3)))
+    # 0.5 in units of 10, 20 and 30, from 1, 2 and 3 on; a next observation less (3, -2) is a change
+    expected = torch.tensor([6.0, 12.0, 18.0] if targets == "standard" else [0.5, 0.5, 0.5])
+    expected = expected - torch.tensor([3.0, -2.0, 0.0]) * (predicts == "next")
+    units = torch.tensor([10.0, 20.0, 30.0]) if targets == "standard" else torch.ones(3)
+    assert torch.allclose(mean, expected.expand(7, 1, 3)) and float(said[0, 0, 0]) == 0.5
+    assert torch.allclose((0.5 * log_var).exp(), (0.5 * spread).exp() * units)
+
+
+@pytest.mark.parametrize("predicts", ["change", "next"])
+def test_in_standard_units_a_reward_a_thousand_times_as_large_hides_nothing(predicts: str) -> None:
+    data = linear(1200)
+    loud = Transitions(**{**vars(data), "reward": 1000 * data.reward})
+    truth = torch.cat([data.next_x - data.x, 1000 * data.reward[:, None]], 1)
+    unit = torch.cat([data.next_x, 1000 * data.reward[:, None]], 1).var(0)
+    held, errors = half(1200), {}
+    for targets in ("raw", "standard"):
+        torch.manual_seed(0)
+        m = model(predicts=predicts, targets=targets, max_rounds=15)
+        said = m.fit(loud, held)
+        with torch.no_grad():
+            mean = m.gaussians(data.x[held], data.action[held], m.elite)[0].mean(0)
+        errors[targets] = (mean - truth[held]).square().mean(0) / unit
+        if targets == "standard":
+            assert float(said["holdout_mse"]) < 0.1
+    assert float(errors["standard"].max()) < 0.02 < float(errors["raw"].max())
 
 
 def test_an_update_has_the_gradient_of_the_whole_loss() -> None:
