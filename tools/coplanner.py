@@ -1,11 +1,15 @@
-"""COPlanner beside plain Dreamer on Glide against the wind, with a region that random play never visits.
+"""COPlanner beside plain agents: Dreamers on Glide against the wind, agents of vectors on the Control Suite.
 
     python tools/coplanner.py --folder RUNS --seeds 0 --select none acting both --steps 12000
+    python tools/coplanner.py --dmc --folder RUNS --seeds 0 --select sac plain coplanner --steps 2500
     python tools/coplanner.py --cost
 
-Trains ``coplanner --task glide --env.course upwind`` with each ``--select`` and seed (what is finished is kept), then
-asks every checkpoint how unsure it is along an expert's way from the left of the room to the right. Writes
-docs/results/coplanner_glide.json with curves, the processor time of each run, commit, machine and versions.
+Trains ``coplanner --task glide --env.course upwind``, a region of which random play never visits, with each ``--select``
+and seed (what is finished is kept), then asks every checkpoint how unsure it is along an expert's way from the left of
+the room to the right. Writes docs/results/coplanner_glide.json with curves, the processor time of each run, commit,
+machine and versions.
+With --dmc, ``dyna --env dmc:cartpole_swingup`` by SAC, MBPO ("plain") and COPlanner, docs/results/coplanner_dmc.json.
+How unsure and how wrong models are is asked along the way of the SAC of seed 0, which is trained where it is not there.
 With --cost, docs/results/coplanner_cost.json: processor time of an update and of a decision, by what is selected; with
 --cost-of-dyna, docs/results/coplanner_dyna_cost.json, the same of dreams and decisions from vectors.
 """
@@ -20,17 +24,20 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from worldmodel import presets, runs, tree
+from worldmodel import collect, presets, runs, tree
 from worldmodel.bench.setup import filled_replay, random_step
 from worldmodel.configs.dyna import agent as dyna
+from worldmodel.data.episodes import Dataset
 from worldmodel.envs.toys.base import ToyConfig, expert
+from worldmodel.models.heuristics import HEURISTICS
 from worldmodel.rng import Stream
 from worldmodel.train.manifest import provenance
 from worldmodel.types import ActionSpec, ArraySpec, EnvSpec, Transitions
@@ -42,16 +49,39 @@ PLACES = (0.0, 0.2, 0.5, 1.01)
 """Bounds of left (where episodes begin), middle and right (where targets lie), in rooms."""
 
 
-def train(folder: Path, select: str, seed: int, steps: int, extra: list[str]) -> None:
+STATE = (
+    "dyna", "--env", "dmc:cartpole_swingup", "--env.repeat", "8", "--agent.value.norm", "layer", "--agent.lr", "1e-3",
+    "--agent.policy-lr", "1e-3",
+)
+MODEL = ("--agent.model.predicts", "next", "--agent.model.targets", "standard", "--agent.branch.rows", "3000")
+VERSIONS = {
+    "sac": ("--version", "sac"),
+    "plain": ("--version", "mbpo", *MODEL),
+    "coplanner": (
+        "--version", "coplanner", *MODEL, "--agent.dreaming.candidates", "3", "--agent.dreaming.horizon", "3",
+    ),
+}
+"""Of ``--dmc``: all alike but for what is compared."""
+
+
+def preset(args: argparse.Namespace, select: str) -> tuple[tuple[str, ...], int, int]:
+    """The words of a run, decisions between its evaluations, and episodes of each."""
+    if args.dmc:
+        return (*STATE, *VERSIONS[select]), 500, 5
+    return ("coplanner", "--task", "glide", "--select", select, "--env.course", "upwind"), EVERY, 50
+
+
+def train(args: argparse.Namespace, select: str, seed: int) -> None:
     """One run, and the processor seconds it took beside it."""
+    folder = args.folder
     run_dir = folder / f"{select}-{seed}"
     if (run_dir / "cost.json").exists():
         return
+    words, every, episodes = preset(args, select)
     command = [
-        sys.executable, "-m", "worldmodel", "train", "coplanner", "--task", "glide", "--select", select,
-        "--env.course", "upwind", "--seed", str(seed), "--run-dir", str(run_dir), "--train.steps", str(steps),
-        "--train.eval-every", str(EVERY), "--train.eval-episodes", "50", "--train.checkpoint-steps", str(EVERY),
-        "--train.keep-checkpoints", "99", *extra,
+        sys.executable, "-m", "worldmodel", "train", *words, "--seed", str(seed), "--run-dir", str(run_dir),
+        "--train.steps", str(args.steps), "--train.eval-every", str(every), "--train.eval-episodes", str(episodes),
+        "--train.checkpoint-steps", str(every), "--train.keep-checkpoints", "99", *args.extra,
     ]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with (folder / f"{select}-{seed}.log").open("w") as log:
@@ -86,8 +116,37 @@ def unsure(checkpoint: Path, episodes: int = 16) -> dict[str, float]:
     }
 
 
-def result(folder: Path, select: str, seed: int) -> dict[str, Any]:
-    """What one run left behind."""
+def along(data: Dataset) -> Callable[[Path], dict[str, float] | None]:
+    """A checkpoint of dyna to the "doubt" of its model along data, the mean over numbers of the standard deviation of
+    members' means, and to its "error", the root mean square of its elites' mean in units of the spread of what was to
+    be predicted, and the same of the reward; None without a model."""
+    seen = [{key: torch.from_numpy(x) for key, x in episode.obs.items()} for episode in data]
+    action = torch.from_numpy(np.concatenate([episode.action for episode in data])).float()
+    reward = torch.from_numpy(np.concatenate([episode.reward for episode in data])).float()
+
+    def ask(checkpoint: Path) -> dict[str, float] | None:
+        model = cast(Any, runs.load(checkpoint, device="cpu").agent).model
+        if model is None:
+            return None
+        with torch.no_grad():
+            states = [model.read(obs) for obs in seen]
+            x, change = torch.cat([at[:-1] for at in states]), torch.cat([at[1:] - at[:-1] for at in states])
+            truth = torch.cat([change, reward.unsqueeze(-1)], -1)
+            mean, log_var = model.gaussians(x, action)
+            doubt = HEURISTICS["average_std"](mean, (0.5 * log_var).exp()).mean()
+            error = (mean[model.elite].mean(0) - truth).square().mean(0).sqrt() / truth.std(0)
+        return {
+            "doubt": round(float(doubt), 6), "error": round(float(error.mean()), 5),
+            "error_of_reward": round(float(error[-1]), 5),
+        }
+
+    return ask
+
+
+def result(
+    folder: Path, select: str, seed: int, ask: Callable[[Path], dict[str, float] | None]
+) -> dict[str, Any]:
+    """What one run left behind, and what its checkpoints answer."""
     run_dir = folder / f"{select}-{seed}"
     scores = [json.loads(line) for line in (run_dir / "scores.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -95,8 +154,9 @@ def result(folder: Path, select: str, seed: int) -> dict[str, Any]:
     done = spent.exists()
     lived = [s["return"] for s in scores if s["kind"] == "train"]
     wanted = ("replay/disagreement", "loss/disagreement", "select/kl", "select/doubt_share", "select/model_steps")
+    wanted += ("model/holdout_mse", "value/mean")
     maps = {
-        int(path.name): unsure(path) for path in sorted((run_dir / "checkpoints").iterdir()) if path.name.isdigit()
+        int(path.name): ask(path) for path in sorted((run_dir / "checkpoints").iterdir()) if path.name.isdigit()
     }
     return {
         "select": select, "seed": seed, "cpu_seconds": json.loads(spent.read_text())["cpu_seconds"] if done else None,
@@ -110,7 +170,7 @@ def result(folder: Path, select: str, seed: int) -> dict[str, Any]:
             name: [[row["step"], round(row[name], 5)] for row in rows if name in row][-60:] for name in wanted
             if any(name in row for row in rows)
         },
-        "disagreement_by_place": maps,
+        "checkpoints": maps,
     }
 
 
@@ -181,11 +241,13 @@ def main() -> int:
     parser.add_argument("--cost", action="store_true", help="measure updates and decisions alone")
     parser.add_argument("--cost-of-dyna", action="store_true", help="measure dreams and decisions from vectors alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--select", nargs="+", default=["none", "acting", "both"])
+    parser.add_argument("--select", nargs="+", help="none acting both; --dmc: sac plain coplanner")
     parser.add_argument("--steps", type=int, default=12_000)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "coplanner_glide.json")
+    parser.add_argument("--dmc", action="store_true", help="agents of vectors on cartpole_swingup instead of Glide")
+    parser.add_argument("--out", type=Path, help="docs/results/coplanner_glide.json or coplanner_dmc.json")
     parser.add_argument("extra", nargs="*", help="further options of every run, after --")
     args = parser.parse_args()
+    args.select = args.select or (list(VERSIONS) if args.dmc else ["none", "acting", "both"])
     machine = {"platform": platform.platform(), "cpus": os.cpu_count(), "load": os.getloadavg()}
     command = " ".join(["python", "tools/coplanner.py", *sys.argv[1:]])
     if args.cost:
@@ -207,19 +269,27 @@ def main() -> int:
     args.folder.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds if not args.collect else ():
         for select in args.select:
-            train(args.folder, select, seed, args.steps, args.extra)
-    found = [result(args.folder, select, seed) for seed in args.seeds for select in args.select]
-    document = {
-        "command": command,
+            train(args, select, seed)
+    said = {
         "what": "coplanner --task glide --env.course upwind: Dreamer with an idle ensemble (none), optimistic when it "
         "acts (acting), and conservative in dreams too (both); random play 0.06, expert 37.6",
         "evaluation": "50 episodes by the mode of the policy, which is the plain policy in all of them",
-        "disagreement_by_place": "raw, mean over an expert's steps: left of 0.2 (where episodes begin), to 0.5, beyond",
-        "machine": machine,
-        "provenance": provenance(),
-        "runs": found,
+        "checkpoints": "raw disagreement over an expert's steps: left of 0.2 (where episodes begin), to 0.5, beyond",
     }
-    args.out.write_text(json.dumps(document, indent=1) + "\n")
+    ask: Callable[[Path], dict[str, float] | None] = unsure
+    if args.dmc:
+        train(args, "sac", 0)
+        ask = along(collect.play_agent(args.folder / "sac-0", episodes=4, explore=True, seed=1, device="cpu"))
+        said = {
+            "what": "dyna --env dmc:cartpole_swingup: SAC, MBPO (plain) and COPlanner, alike but for that",
+            "commands": {select: " ".join(preset(args, select)[0]) for select in VERSIONS},
+            "evaluation": "5 episodes by the mode of the policy, which is the plain policy in all of them",
+            "checkpoints": along.__doc__,
+        }
+    found = [result(args.folder, select, seed, ask) for seed in args.seeds for select in args.select]
+    document = {"command": command, **said, "machine": machine, "provenance": provenance(), "runs": found}
+    out = args.out or ROOT / "docs" / "results" / f"coplanner_{'dmc' if args.dmc else 'glide'}.json"
+    out.write_text(json.dumps(document, indent=1) + "\n")
     for run in found:
         print(run["select"], run["seed"], run["cpu_seconds"], "s", run["returns_by_mode"][-1:])
     return 0
