@@ -4,7 +4,7 @@
     python tools/coplanner.py --dmc --folder RUNS --seeds 0 --select sac plain coplanner --steps 2500
     python tools/coplanner.py --cost
 
-Trains ``coplanner --task glide --env.course upwind``, a region of which random play never visits, with each ``--select``
+Trains ``coplanner --task glide --env.course upwind``, where random play never sees the far side, with each ``--select``
 and seed (what is finished is kept), then asks every checkpoint how unsure it is along an expert's way from the left of
 the room to the right. Writes docs/results/coplanner_glide.json with curves, the processor time of each run, commit,
 machine and versions.
