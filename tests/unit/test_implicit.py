@@ -19,7 +19,7 @@ from worldmodel.distributions import SquashedNormal, SymlogTwoHot, TwoHot, scala
 from worldmodel.errors import MisfitError
 from worldmodel.kernels.twohot_loss.reference import code
 from worldmodel.models.implicit import ImplicitModelConfig
-from worldmodel.nn.blocks import mish
+from worldmodel.nn.blocks import Mish, mish
 from worldmodel.nn.encoders import PatchEncoderConfig
 from worldmodel.nn.normed import ConvTrunk, NormedEncoderConfig, NormedMLP, SimNorm, shifted
 from worldmodel.types import ActionSpec, ArraySpec, EnvSpec
@@ -122,8 +122,22 @@ def test_the_quick_mish_is_torchs():
     x = torch.cat([torch.linspace(-30, 30, 5001), torch.tensor([-1e4, -90.0, 89.0, 1e4])])
     with torch.no_grad():
         torch.testing.assert_close(mish(x), F.mish(x), rtol=1e-6, atol=1e-6)
-    wanted = x.clone().requires_grad_()
-    assert mish(wanted).requires_grad
+    wanted, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    value, truth = mish(wanted), F.mish(exact)
+    torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=1e-6)
+    weight = torch.randn_like(x)
+    (grad,), (true,) = torch.autograd.grad(value, wanted, weight), torch.autograd.grad(truth, exact, weight.double())
+    torch.testing.assert_close(grad.double(), true, rtol=1e-5, atol=1e-6)
+
+
+def test_the_quick_mish_has_gradients_of_gradients_and_goes_through_transforms():
+    x = (torch.randn(40, dtype=torch.float64) * 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: Mish.apply(x)[0], x)
+    assert torch.autograd.gradgradcheck(lambda x: Mish.apply(x)[0], x)
+    rows = torch.randn(5, 7)
+    each = torch.func.vmap(torch.func.grad(lambda row: mish(row).sum()))(rows)
+    expected = torch.autograd.grad(F.mish(rows.requires_grad_()).sum(), rows)[0]
+    torch.testing.assert_close(each, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_every_layer_of_every_head_begins_with_its_own_size():
