@@ -95,7 +95,7 @@ class EnsembleMLP(nn.Module):
             init: of every weight; the default is the house's, with standard deviation 1/sqrt(in).
             bias: of every bias; None: 0. A ReLU network whose biases are 0 answers twice as much to an input twice as
                 far out, so that what grows where the data is grows without end beyond it.
-            out_scale: multiplies the last layer's initial weights; 0 makes every member begin at 0.
+            out_scale: multiplies the last layer's initial weights and biases; 0 makes every member begin at 0.
         """
         super().__init__()
         if members < 1:
@@ -116,6 +116,7 @@ class EnsembleMLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
         with torch.no_grad():
             layers[-1].weight.mul_(out_scale)
+            layers[-1].bias.mul_(out_scale)
 
     def forward(self, x: Tensor, members: Tensor | None = None, *, drop: bool = False) -> Tensor:
         """(..., in) -> (E, ..., out): all members see the same.
