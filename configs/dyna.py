@@ -49,7 +49,7 @@ class Schedule:
     updates: int = 10
     """Of one decision."""
     first: int = 1000
-    """Random decisions before the first update."""
+    """Decisions before the first update."""
     grown: int = 0
     """Steps of a branch in the end; 0: one throughout."""
     grows: tuple[int, int] = (20_000, 150_000)
@@ -62,7 +62,8 @@ SCHEDULES = {
     "Walker2d": Schedule(entropy=-3.0, updates=20, first=5000),
     "HalfCheetah": Schedule(entropy=-3.0, updates=40, first=5000),
 }
-"""Of MBPO, and of tasks that its authors left as they are."""
+"""Of four tasks that MBPO's authors left as they are, for MBPO and what is made of it."""
+ON_MBPO = ("mbpo", "ftfl", "coplanner")
 
 
 def agent(version: Version = "mbpo", *, ends: Ends = "never", refit_every: int = 0) -> DynaConfig:
@@ -113,18 +114,15 @@ def dreaming(version: Dreaming, *, ends: Ends = "never", refit_every: int = 0) -
     """
     model = EnsembleModelConfig(ends=ends)
     branch = BranchConfig(rows=50_000, every=1000, keep=5, length=5)
+    short = BranchConfig(rows=10_000, every=1000, keep=2, length=1)
     selector = CandidateSelector(candidates=5, horizon=5, rate=1.0, reward_discount=0.97, doubt_discount=0.97)
     shared: dict[str, Any] = {"model": model, "branch": branch, "refit_every": refit_every}
     changes: dict[Dreaming, dict[str, Any]] = {
-        "mbpo": {"branch": BranchConfig(rows=10_000, every=1000, keep=2, length=1)},
-        "ftfl": {
-            "model": replace(model, predicts="next", targets="standard"),
-            "branch": BranchConfig(rows=10_000, every=1000, keep=2, length=1),
-        },
+        "mbpo": {"branch": short},
+        "ftfl": {"model": replace(model, predicts="next", targets="standard"), "branch": short},
         "coplanner": {
             "model": replace(model, uncertainty="average_std"),
-            "branch": BranchConfig(rows=10_000, every=1000, keep=2, length=1),
-            "acting": selector, "dreaming": replace(selector, mode="conservative", rate=2.0),
+            "branch": short, "acting": selector, "dreaming": replace(selector, mode="conservative", rate=2.0),
         },
         "mopo": {"model": replace(model, uncertainty="max_aleatoric"), "penalty": 0.5, "policy_lr": 1e-4},
         "morel": {
@@ -174,9 +172,9 @@ def dyna(env: str = "Pendulum-v1", version: Version = "mbpo") -> Run:
     Args: env: an id of Gymnasium, or "dmc:TASK" for a task of the Control Suite.
     """
     name = env.partition("-")[0]
-    it = SCHEDULES.get(name, Schedule()) if version in ("mbpo", "ftfl") else Schedule()
+    it = SCHEDULES.get(name, Schedule()) if version in ON_MBPO else Schedule()
     chosen = agent(version, ends=ENDS.get(name, "never"), refit_every=250 * it.updates)
-    if version in ("mbpo", "ftfl"):
+    if version in ON_MBPO:
         grows = (it.grows[0] * it.updates, it.grows[1] * it.updates)
         chosen = replace(
             chosen, branch=replace(chosen.branch, grown=it.grown, grows=grows), first=it.first,

@@ -8,8 +8,8 @@ Trains ``coplanner --task glide --env.course upwind``, where random play never s
 and seed (what is finished is kept), then asks every checkpoint how unsure it is along an expert's way from the left of
 the room to the right. Writes docs/results/coplanner_glide.json with curves, the processor time of each run, commit,
 machine and versions.
-With --dmc, ``dyna --env dmc:cartpole_swingup`` by SAC, MBPO ("plain") and COPlanner, docs/results/coplanner_dmc.json.
-How unsure and how wrong models are is asked along the way of the SAC of seed 0, which is trained where it is not there.
+With --dmc, ``dyna --env dmc:cartpole_swingup`` by SAC, FTFL ("plain") and COPlanner on it, and coplanner_dmc.json. How
+unsure and how wrong models are is asked along the way of SAC with seed 0, which is trained first, or has to be there.
 With --cost, docs/results/coplanner_cost.json: processor time of an update and of a decision, by what is selected; with
 --cost-of-dyna, docs/results/coplanner_dyna_cost.json, the same of dreams and decisions from vectors.
 """
@@ -35,7 +35,7 @@ import torch
 from worldmodel import collect, presets, runs, tree
 from worldmodel.bench.setup import filled_replay, random_step
 from worldmodel.configs.dyna import agent as dyna
-from worldmodel.data.episodes import Dataset
+from worldmodel.data.episodes import Episode
 from worldmodel.envs.toys.base import ToyConfig, expert
 from worldmodel.models.heuristics import HEURISTICS
 from worldmodel.rng import Stream
@@ -44,7 +44,7 @@ from worldmodel.types import ActionSpec, ArraySpec, EnvSpec, Transitions
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = 2000
-"""Decisions between evaluations, and between checkpoints."""
+"""Decisions between evaluations, and between checkpoints, on Glide."""
 PLACES = (0.0, 0.2, 0.5, 1.01)
 """Bounds of left (where episodes begin), middle and right (where targets lie), in rooms."""
 
@@ -61,7 +61,7 @@ VERSIONS = {
         "--version", "coplanner", *MODEL, "--agent.dreaming.candidates", "3", "--agent.dreaming.horizon", "3",
     ),
 }
-"""Of ``--dmc``: all alike but for what is compared."""
+"""Of ``--dmc``, beside what all have in common. "plain" is ftfl, with fewer branches."""
 
 
 def preset(args: argparse.Namespace, select: str) -> tuple[tuple[str, ...], int, int]:
@@ -116,10 +116,10 @@ def unsure(checkpoint: Path, episodes: int = 16) -> dict[str, float]:
     }
 
 
-def along(data: Dataset) -> Callable[[Path], dict[str, float] | None]:
+def along(data: list[Episode]) -> Callable[[Path], dict[str, float] | None]:
     """A checkpoint of dyna to the "doubt" of its model along data, the mean over numbers of the standard deviation of
-    members' means, and to its "error", the root mean square of its elites' mean in units of the spread of what was to
-    be predicted, and the same of the reward; None without a model."""
+    members' means, and to its "error", the root mean square by which its elites' mean misses changes and rewards, in
+    units of their spread, and the same of the reward alone; None without a model."""
     seen = [{key: torch.from_numpy(x) for key, x in episode.obs.items()} for episode in data]
     action = torch.from_numpy(np.concatenate([episode.action for episode in data])).float()
     reward = torch.from_numpy(np.concatenate([episode.reward for episode in data])).float()
@@ -270,6 +270,8 @@ def main() -> int:
     for seed in args.seeds if not args.collect else ():
         for select in args.select:
             train(args, select, seed)
+    if args.dmc and not (args.folder / "sac-0" / "cost.json").exists():
+        raise SystemExit(f"{args.folder} has no finished sac-0, along which models are asked; give --select sac first")
     said = {
         "what": "coplanner --task glide --env.course upwind: Dreamer with an idle ensemble (none), optimistic when it "
         "acts (acting), and conservative in dreams too (both); random play 0.06, expert 37.6",
@@ -278,13 +280,15 @@ def main() -> int:
     }
     ask: Callable[[Path], dict[str, float] | None] = unsure
     if args.dmc:
-        train(args, "sac", 0)
-        ask = along(collect.play_agent(args.folder / "sac-0", episodes=4, explore=True, seed=1, device="cpu"))
+        ask = along(list(collect.play_agent(args.folder / "sac-0", episodes=4, explore=True, seed=1, device="cpu")))
         said = {
-            "what": "dyna --env dmc:cartpole_swingup: SAC, MBPO (plain) and COPlanner, alike but for that",
-            "commands": {select: " ".join(preset(args, select)[0]) for select in VERSIONS},
+            "what": "dyna --env dmc:cartpole_swingup: SAC, FTFL (plain) and COPlanner on it, in all else alike",
+            "commands": {
+                select: " ".join([*preset(args, select)[0], "--train.steps", str(args.steps), *args.extra])
+                for select in VERSIONS
+            },
             "evaluation": "5 episodes by the mode of the policy, which is the plain policy in all of them",
-            "checkpoints": along.__doc__,
+            "checkpoints": " ".join((along.__doc__ or "").split()),
         }
     found = [result(args.folder, select, seed, ask) for seed in args.seeds for select in args.select]
     document = {"command": command, **said, "machine": machine, "provenance": provenance(), "runs": found}

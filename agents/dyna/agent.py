@@ -358,7 +358,10 @@ class Dyna:
     def draw(self) -> Transitions:
         """(batch_size, ...) real and dreamed transitions."""
         c = self.config
-        parts = [ring.draw(n) for ring, n in ((self.seen, c.real), (self.dreams, c.batch_size - c.real)) if n]
+        # room is for rounds of the longest branches: while they are short, it holds more than are wanted
+        kept = c.branch.rows * c.branch.at(self.updates) * c.branch.keep
+        wanted = ((self.seen, c.real, None), (self.dreams, c.batch_size - c.real, kept))
+        parts = [ring.draw(n, newest) for ring, n, newest in wanted if n]
         return tree.cat(parts) if len(parts) > 1 else parts[0]
 
     def learn_step(self, data: Transitions) -> Update:

@@ -43,9 +43,11 @@ class Ring(nn.Module):
         self.total += rows
         self.count.fill_(self.total)
 
-    def draw(self, rows: int) -> Transitions:
-        """(rows, ...) with replacement, every one alike."""
-        return self.at(torch.randint(len(self), (rows,), device=self.count.device))
+    def draw(self, rows: int, newest: int | None = None) -> Transitions:
+        """(rows, ...) with replacement, every one alike, of all or of the ``newest``."""
+        held = len(self) if newest is None else min(newest, len(self))
+        index = torch.randint(held, (rows,), device=self.count.device)
+        return self.at(index if held == len(self) else (self.total - held + index) % self.capacity)
 
     def at(self, index: Tensor | slice) -> Transitions:
         """Those of these places."""

@@ -34,8 +34,7 @@ class CriticsConfig:
     """Its unit: as published, or times the square of the spread of target values, without which it is the whole loss of
     a task whose rewards are small."""
     init: Literal["torch", "edac"] = "torch"
-    """How they begin: as PyTorch's linear layers do, or EDAC's way, hidden biases of 0.1 and a last layer within 3e-3,
-    by which values and policies are close to linear far from the data."""
+    """How they begin: as PyTorch's linear layers do, or EDAC's way, hidden biases of 0.1 and a last layer in 3e-3."""
     rate: float = 0.005
     """Share of the fast weights that the slow copies take over after each update."""
 

@@ -163,8 +163,26 @@ def test_critics_and_policies_begin_as_pytorchs_layers_or_as_edacs() -> None:
             limit = edac if init == "edac" else 400**-0.5
             for p in layer.parameters():
                 assert 0.2 * limit < float(p.detach().abs().max()) <= limit
-    assert dyna.agent("ravl").value.init == dyna.agent("edac").policy.init == "edac"
-    assert dyna.agent("mbpo").value.init == dyna.agent("mopo").policy.init == "torch"
+    for version in ("edac", "ravl", "mbpo", "mopo"):
+        expected = "edac" if version in ("edac", "ravl") else "torch"
+        assert dyna.agent(version).value.init == dyna.agent(version).policy.init == expected
+
+
+def test_a_dreamers_critic_begins_with_biases() -> None:
+    hidden, last = ReachAwareValueConfig(units=(400,)).build(100).fast.layers
+    assert float(hidden.bias.detach().std()) == pytest.approx(300**-0.5, rel=0.1)
+    assert 0.02 * 400**-0.5 < float(last.weight.detach().abs().max()) <= 0.1 * 400**-0.5
+    assert float(last.bias.detach().abs().max()) <= 0.1 * 400**-0.5
+
+
+def test_only_the_rounds_that_are_kept_are_drawn_from() -> None:
+    ring = Ring(10, 1, 1)
+    for at in range(3):  # 0, 1, 2, 3 | 4, ... 7 | 8, ... 11: the first two are gone
+        x = torch.arange(4 * at, 4 * at + 4).float().unsqueeze(-1)
+        ring.add(Transitions(x=x, action=x, reward=x[:, 0], next_x=x, terminal=x[:, 0], edge=x[:, 0]))
+    assert set(ring.draw(500, 4).reward.tolist()) == {8, 9, 10, 11}
+    assert set(ring.draw(500, 7).reward.tolist()) == set(range(5, 12))
+    assert set(ring.draw(500, 99).reward.tolist()) == set(ring.draw(500).reward.tolist()) == set(range(2, 12))
 
 
 def test_mbpo_has_its_authors_schedules_and_others_do_not() -> None:
@@ -505,8 +523,11 @@ PARTS = {
     "ensemble": small(model=EnsembleModelConfig(units=(8,), decays=(), max_rounds=1), refit_every=3, penalty=1.0),
     "sac": small(model=None),
     "redq": small(model=None, value=CriticsConfig(members=4, units=(8,), pessimism="drawn")),
-    "edac": small(model=None, value=CriticsConfig(members=3, units=(8,), diversity=1.0)),
-    "ravl": small(value=CriticsConfig(members=5, units=(8,), diversity=1.0)),
+    "edac": small(
+        model=None, value=CriticsConfig(members=3, units=(8,), diversity=1.0, init="edac"),
+        policy=PolicyConfig(units=(8, 8), init="edac"),
+    ),
+    "ravl": small(value=CriticsConfig(members=5, units=(8,), diversity=1.0, init="edac")),
     "lcb": small(value=CriticsConfig(members=5, units=(8,), pessimism="lcb", norm="layer")),
     "reach": small(value=CriticsConfig(units=(8,), norm="layer"), reach=ReachConfig(memory=64)),
     "rnd": small(reach=ReachConfig(detector="rnd", width=8)),

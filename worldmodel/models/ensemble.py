@@ -37,7 +37,7 @@ class Observed:
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleModelConfig:
-    """Seven networks for the change of the observation and the reward, the best five of which are used; the defaults
+    """Seven networks for the next observation and the reward, the best five of which are used; the defaults
     are MBPO's and MOPO's."""
 
     members: int = 7
@@ -48,7 +48,7 @@ class EnsembleModelConfig:
     decays: tuple[float, ...] = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
     """Weight of half the squared weights, layer by layer; the last one holds for further layers, () for none."""
     bounds: tuple[float, float] = (-10.0, 0.5)
-    """Soft limits of log-variances where learning begins; they are learned."""
+    """Soft limits of log-variances, in the unit of ``targets``, where learning begins; they are learned."""
     bounds_scale: float = 0.01
     """What pulls the limits together."""
     lr: float = 1e-3
@@ -67,8 +67,9 @@ class EnsembleModelConfig:
     """What networks say of the next observation: how it differs from this one, or what it is (Barkley and
     Fridovich-Keil 2025)."""
     targets: Literal["raw", "standard"] = "raw"
-    """Their unit: as they are, or each number, and the reward, by its standard deviation in the data, so that none is
-    learned last, and none decides alone when a member is good, for being small or large (the same)."""
+    """What these numbers and the reward are learned in: as they are, or each less its mean, by its standard deviation,
+    so that large ones don't drown small ones (the same paper). Measured by ``fit`` alone. What the model says, and its
+    doubt, are in the numbers' own units either way."""
     noise: Literal["sampled", "mean"] = "sampled"
     """Whether a step draws from the member's Gaussian or takes its mean."""
 
@@ -115,6 +116,8 @@ class EnsembleModel(nn.Module):
         self.upper = nn.Parameter(torch.full((config.members, self.outputs), high))
         self.inputs = Standardise(inputs)
         self.targets = Standardise(self.outputs) if config.targets == "standard" else None
+        if config.predicts == "next":  # so that weights which mean something else are not taken for these
+            self.register_buffer("predicts_next", torch.ones(()))
         self.register_buffer("elite", torch.arange(config.elites))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.int64))
         self.ends = TERMINATIONS[config.ends]
@@ -207,7 +210,8 @@ class EnsembleModel(nn.Module):
         return weight * (self.upper - self.lower).mean(0).sum()
 
     def fit(self, data: Transitions, holdout: Tensor) -> dict[str, Tensor]:
-        """Standardise inputs, learn until no member gets better on held-out data, keep each at its best, choose elites.
+        """Standardise inputs, and targets where that is asked for, learn until no member gets better on held-out data,
+        keep each at its best, choose elites.
 
         Args: data (N, ...) with observations as features; holdout (N,) bool.
         Returns: "holdout_mse" of the elites in the unit of ``config.targets``, "train_loss", "rounds".
