@@ -290,7 +290,10 @@ def main() -> int:
             "evaluation": "5 episodes by the mode of the policy, which is the plain policy in all of them",
             "checkpoints": " ".join((along.__doc__ or "").split()),
         }
-    found = [result(args.folder, select, seed, ask) for seed in args.seeds for select in args.select]
+    there = [(select, seed) for seed in args.seeds for select in args.select]
+    if args.collect:
+        there = [(select, seed) for select, seed in there if (args.folder / f"{select}-{seed}" / "scores.jsonl").exists()]
+    found = [result(args.folder, select, seed, ask) for select, seed in there]
     document = {"command": command, **said, "machine": machine, "provenance": provenance(), "runs": found}
     out = args.out or ROOT / "docs" / "results" / f"coplanner_{'dmc' if args.dmc else 'glide'}.json"
     out.write_text(json.dumps(document, indent=1) + "\n")
