@@ -292,7 +292,7 @@ def main() -> int:
         }
     there = [(select, seed) for seed in args.seeds for select in args.select]
     if args.collect:
-        there = [(select, seed) for select, seed in there if (args.folder / f"{select}-{seed}" / "scores.jsonl").exists()]
+        there = [run for run in there if (args.folder / "-".join(map(str, run)) / "scores.jsonl").exists()]
     found = [result(args.folder, select, seed, ask) for select, seed in there]
     document = {"command": command, **said, "machine": machine, "provenance": provenance(), "runs": found}
     out = args.out or ROOT / "docs" / "results" / f"coplanner_{'dmc' if args.dmc else 'glide'}.json"
