@@ -157,9 +157,13 @@ def dreamer() -> Study:
     variants = {
         "base": Variant(agent=agent(), seeds=2, said="H = 6, one critic"),
         "reach": Variant(
-            agent=agent(norm="layer", reach=DETECTOR), seeds=2, said="ours: LayerNorm, detector at the cut"
+            agent=agent(norm="layer", reach=ReachConfig(detector="rnd")), seeds=2,
+            said="ours: LayerNorm, detector at the cut by a network's error",
         ),
         "h15": Variant(agent=agent(imagination=15), seeds=1, said="H = 15"),
+        "knn": Variant(
+            agent=agent(norm="layer", reach=DETECTOR), seeds=0, said="LayerNorm, detector by the nearest neighbour"
+        ),
         "layernorm": Variant(agent=agent(norm="layer"), seeds=1, said="H = 6, LayerNorm"),
         "lcb10": Variant(
             agent=agent(members=10, pessimism="lcb", beta=10.0), seeds=1, said="10 critics, mean - 10 std at the cut"
