@@ -53,7 +53,7 @@ class Schedule:
     grown: int = 0
     """Steps of a branch in the end; 0: one throughout."""
     grows: tuple[int, int] = (20_000, 150_000)
-    """Decisions between which they grow."""
+    """Decisions after ``first`` between which they grow."""
 
 
 SCHEDULES = {

@@ -27,7 +27,7 @@ from worldmodel.replay.mixed import MixedReplay, split
 from worldmodel.replay.offline import fill_replay
 from worldmodel.replay.ring import RingReplay, make_replay
 from worldmodel.specs import evaluation_env
-from worldmodel.storage import replacing
+from worldmodel.storage import beginning, replacing
 from worldmodel.train.checkpoint import Checkpoint, Checkpoints
 from worldmodel.train.compile import Mode, accelerate
 from worldmodel.train.display import Display
@@ -47,7 +47,7 @@ from worldmodel.trained import Trained
 
 Say = Callable[[str], None]
 
-_PART = f".{configs.CONFIG}."
+_PART = beginning(configs.CONFIG)
 """How names of half-written ones begin."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from worldmodel import distributions
 from worldmodel.distributions import ClampedNormal, log_slope
 from worldmodel.errors import MisfitError, check_range
+from worldmodel.nn.ensemble import edac_start
 from worldmodel.nn.normed import Standardise
 from worldmodel.types import ActionSpec
 
@@ -57,11 +58,7 @@ class SquashedPolicy(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.out = nn.Linear(widths[-1], actions if config.noise == "added" else 2 * actions)
         if config.init == "edac":
-            with torch.no_grad():
-                for layer in self.layers:
-                    nn.init.constant_(cast(nn.Linear, layer).bias, 0.1)
-                for p in self.out.parameters():
-                    p.uniform_(-1e-3, 1e-3)
+            edac_start(self.layers, self.out, 1e-3)
 
     def forward(self, features: Tensor) -> SquashedNormal | AddedNormal:
         """(..., F) -> distribution over (..., A)."""

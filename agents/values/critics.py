@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel.errors import check_range
-from worldmodel.nn.ensemble import EnsembleLinear, EnsembleMLP, uniform
+from worldmodel.nn.ensemble import EnsembleMLP, edac_start, uniform
 from worldmodel.nn.normed import Standardise
 from worldmodel.nn.slow import follow_
 from worldmodel.types import ActionSpec
@@ -66,12 +66,8 @@ class Critics(nn.Module):
             init=uniform, bias=uniform,
         )
         if config.init == "edac":
-            *hidden, last = (cast(EnsembleLinear, layer) for layer in self.fast.layers)
-            with torch.no_grad():
-                for layer in hidden:
-                    layer.bias.fill_(0.1)
-                for p in last.parameters():
-                    p.uniform_(-3e-3, 3e-3)
+            *hidden, last = self.fast.layers
+            edac_start(hidden, last, 3e-3)
         self.slow = copy.deepcopy(self.fast).requires_grad_(False)
 
     def every(self, features: Tensor, action: Tensor, *, slow: bool = False) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def uniform(x: Tensor, fan_in: int) -> None:
     """On +-1/sqrt(in), which PyTorch's own linear layers draw weights and biases from."""
     x.uniform_(-(fan_in**-0.5), fan_in**-0.5)
+
+
+def edac_start(hidden: Iterable[nn.Module], last: nn.Module, limit: float) -> None:
+    """In place: biases of 0.1 in hidden linear layers, all of the last one uniform on +-limit (An et al. 2021)."""
+    with torch.no_grad():
+        for layer in hidden:
+            cast(Tensor, layer.bias).fill_(0.1)
+        for p in last.parameters():
+            p.uniform_(-limit, limit)
 
 
 class EnsembleLinear(nn.Module):
