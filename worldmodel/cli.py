@@ -69,12 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code. An unexpected exception is a bug, and shows its traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        code = _exit_code(words)
+        print(end="", flush=True)  # a pipe that is closed is found here, not when Python ends
+        return code
     except UserError as error:
         print(f"worldmodel: {error}", file=sys.stderr)
         return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
-    except SystemExit as stop:  # tyro printed help
-        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         print("worldmodel: interrupted", file=sys.stderr)
         return 130
@@ -87,6 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = error.filename or "the disk"
         print(f"worldmodel: {where}: {error.strerror}; free some space or use another disk", file=sys.stderr)
         return 75
+
+
+def _exit_code(words: list[str]) -> int:
+    try:
+        return _run(words)
+    except SystemExit as stop:  # tyro printed help
+        return stop.code if isinstance(stop.code, int) else 0
 
 
 def _run(words: list[str]) -> int:
@@ -469,10 +476,7 @@ def _finish(summary: Summary, folder: Path, run: Run) -> int:
         _note(f"worldmodel: no learning curve: {error}")
     scores = ", ".join(f"{s.mean:.4g} {'by mode' if how == 'mode' else how}" for how, s in summary.scores.items())
     lived = "" if run.is_offline else f"{summary.env_steps:,} decisions, "
-    print(
-        f"\n{lived}{summary.updates:,} updates, {summary.seconds:.0f} s"
-        + (f"; return {scores}" if scores else "")
-    )
+    print(f"\n{lived}{summary.updates:,} updates, {summary.seconds:.0f} s" + (f"; return {scores}" if scores else ""))
     for name, path in newest(folder).items():
         print(f"  {name:15} {path}")
     if summary.reason == "signal" and summary.signal is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -155,6 +156,17 @@ def test_a_bug_shows_its_traceback(runs: FakeRuns) -> None:
 def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m worldmodel train atari100k --help | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.parametrize("words", ["--version", "train quickstart --help"])
+def test_a_pipe_that_was_closed_before_anything_is_written_is_no_error(words: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "worldmodel", *words.split()]
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, env=buffered)
+    os.close(writer)
     assert done.returncode == 0 and done.stderr == ""
 
 
